@@ -1,0 +1,105 @@
+// Package health says over HTTP and gRPC whether a process lives and is ready,
+// and why not.
+//
+// A process declares its conditions ("metadata", "journal", …); it is ready
+// while all of them hold. Live means that it answers at all.
+package health
+
+import (
+	"encoding/json"
+	"net/http"
+	"sort"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	grpchealth "google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+)
+
+// State of a process. Safe for concurrent use. Make one with New.
+type State struct {
+	grpc *grpchealth.Server
+
+	mu         sync.Mutex
+	conditions map[string]string // name to what is wrong; "" holds
+}
+
+// Condition is one thing that must hold for the process to be ready.
+type Condition struct {
+	Name   string `json:"name"`
+	OK     bool   `json:"ok"`
+	Reason string `json:"reason,omitempty"`
+}
+
+// Report is what /healthz/ready answers.
+type Report struct {
+	Ready      bool        `json:"ready"`
+	Conditions []Condition `json:"conditions"`
+}
+
+// New returns a State that is not ready until each of the named conditions was
+// set to hold.
+func New(conditions ...string) *State {
+	s := &State{grpc: grpchealth.NewServer(), conditions: map[string]string{}}
+	for _, c := range conditions {
+		s.conditions[c] = "starting"
+	}
+	s.grpc.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
+	return s
+}
+
+// Set says what is wrong with a condition; "" means that it holds.
+func (s *State) Set(condition, wrong string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.conditions[condition] = wrong
+	status := healthpb.HealthCheckResponse_SERVING
+	for _, wrong := range s.conditions {
+		if wrong != "" {
+			status = healthpb.HealthCheckResponse_NOT_SERVING
+		}
+	}
+	s.grpc.SetServingStatus("", status)
+}
+
+// Report returns the conditions by name.
+func (s *State) Report() Report {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := Report{Ready: true, Conditions: []Condition{}}
+	for name, wrong := range s.conditions {
+		r.Conditions = append(r.Conditions, Condition{Name: name, OK: wrong == "", Reason: wrong})
+		r.Ready = r.Ready && wrong == ""
+	}
+	sort.Slice(r.Conditions, func(i, j int) bool { return r.Conditions[i].Name < r.Conditions[j].Name })
+	return r
+}
+
+// GRPC is the standard gRPC health service, kept in step.
+func (s *State) GRPC() healthpb.HealthServer { return s.grpc }
+
+// Handler serves /healthz/live, /healthz/ready and, from gatherer, /metrics.
+func (s *State) Handler(gatherer prometheus.Gatherer) *http.ServeMux {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz/live", func(w http.ResponseWriter, _ *http.Request) {
+		reply(w, http.StatusOK, map[string]bool{"live": true})
+	})
+	mux.HandleFunc("GET /healthz/ready", func(w http.ResponseWriter, _ *http.Request) {
+		r := s.Report()
+		code := http.StatusOK
+		if !r.Ready {
+			code = http.StatusServiceUnavailable
+		}
+		reply(w, code, r)
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{}))
+	return mux
+}
+
+func reply(w http.ResponseWriter, code int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	// The client may be gone; there is nobody left to tell.
+	_ = json.NewEncoder(w).Encode(v)
+}

@@ -1,0 +1,45 @@
+package health
+
+import (
+	"context"
+	"io"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+)
+
+// TestReadyOnceAllHold shows that HTTP and gRPC agree: ready only while every
+// condition holds, and the reason is told.
+func TestReadyOnceAllHold(t *testing.T) {
+	s := New("metadata", "journal")
+	h := s.Handler(prometheus.NewRegistry())
+	check := func(ready bool, want string) {
+		t.Helper()
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest("GET", "/healthz/ready", nil))
+		body, _ := io.ReadAll(w.Body)
+		if (w.Code == 200) != ready || !strings.Contains(string(body), want) {
+			t.Fatalf("got %d %s, want ready=%v and %q", w.Code, body, ready, want)
+		}
+		r, err := s.GRPC().Check(context.Background(), &healthpb.HealthCheckRequest{})
+		if err != nil || (r.GetStatus() == healthpb.HealthCheckResponse_SERVING) != ready {
+			t.Fatalf("gRPC says %v, %v; HTTP says ready=%v", r.GetStatus(), err, ready)
+		}
+	}
+	check(false, "starting")
+	s.Set("metadata", "")
+	check(false, `"name":"journal","ok":false`)
+	s.Set("journal", "")
+	check(true, `"ready":true`)
+	s.Set("journal", "disk is full")
+	check(false, "disk is full")
+
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest("GET", "/healthz/live", nil))
+	if w.Code != 200 {
+		t.Fatalf("not live: %d", w.Code)
+	}
+}
