@@ -58,3 +58,17 @@ lint: $(TOOLS)/staticcheck ## gofmt, go vet, staticcheck, tidy module files (two
 	$(GO) vet ./...
 	$(TOOLS)/staticcheck ./...
 	$(GO) mod tidy -diff
+
+CLUSTER := $(GO) run ./e2e/cmd/cluster -dir .run/cluster -binary $(BIN)/magnetar
+
+.PHONY: cluster
+cluster: build ## a cluster of processes on loopback, until Ctrl-C; PORT_BASE=N for fixed ports
+	@$(CLUSTER) -port-base $(or $(PORT_BASE),0) up
+
+.PHONY: cluster-start
+cluster-start: ## start one process of a running cluster again: P=broker-2
+	@$(CLUSTER) start $(P)
+
+.PHONY: cluster-down
+cluster-down: ## stop a cluster, whoever started it
+	@$(CLUSTER) down
