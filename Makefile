@@ -72,3 +72,7 @@ cluster-start: ## start one process of a running cluster again: P=broker-2
 .PHONY: cluster-down
 cluster-down: ## stop a cluster, whoever started it
 	@$(CLUSTER) down
+
+.PHONY: rules-check
+rules-check: ## break each rule of docs/ledger-protocol.md in a scratch copy, expect its test to fail (minutes)
+	$(GO) run ./e2e/cmd/rulescheck
