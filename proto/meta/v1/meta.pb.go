@@ -1795,6 +1795,7 @@ type ChainLink struct {
 	xxx_hidden_Bytes             int64                  `protobuf:"varint,6,opt,name=bytes"`
 	xxx_hidden_Messages          uint64                 `protobuf:"varint,7,opt,name=messages"`
 	xxx_hidden_LastBrokerTimeMs  int64                  `protobuf:"varint,8,opt,name=last_broker_time_ms,json=lastBrokerTimeMs"`
+	xxx_hidden_Trimmed           bool                   `protobuf:"varint,9,opt,name=trimmed"`
 	XXX_raceDetectHookData       protoimpl.RaceDetectHookData
 	XXX_presence                 [1]uint32
 	unknownFields                protoimpl.UnknownFields
@@ -1882,44 +1883,56 @@ func (x *ChainLink) GetLastBrokerTimeMs() int64 {
 	return 0
 }
 
+func (x *ChainLink) GetTrimmed() bool {
+	if x != nil {
+		return x.xxx_hidden_Trimmed
+	}
+	return false
+}
+
 func (x *ChainLink) SetLedger(v int64) {
 	x.xxx_hidden_Ledger = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 8)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 9)
 }
 
 func (x *ChainLink) SetFirstIndex(v uint64) {
 	x.xxx_hidden_FirstIndex = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 8)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 9)
 }
 
 func (x *ChainLink) SetFirstBrokerTimeMs(v int64) {
 	x.xxx_hidden_FirstBrokerTimeMs = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 8)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 9)
 }
 
 func (x *ChainLink) SetClosed(v bool) {
 	x.xxx_hidden_Closed = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 8)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 9)
 }
 
 func (x *ChainLink) SetEntries(v int64) {
 	x.xxx_hidden_Entries = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 4, 8)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 4, 9)
 }
 
 func (x *ChainLink) SetBytes(v int64) {
 	x.xxx_hidden_Bytes = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 5, 8)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 5, 9)
 }
 
 func (x *ChainLink) SetMessages(v uint64) {
 	x.xxx_hidden_Messages = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 6, 8)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 6, 9)
 }
 
 func (x *ChainLink) SetLastBrokerTimeMs(v int64) {
 	x.xxx_hidden_LastBrokerTimeMs = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 7, 8)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 7, 9)
+}
+
+func (x *ChainLink) SetTrimmed(v bool) {
+	x.xxx_hidden_Trimmed = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 8, 9)
 }
 
 func (x *ChainLink) HasLedger() bool {
@@ -1978,6 +1991,13 @@ func (x *ChainLink) HasLastBrokerTimeMs() bool {
 	return protoimpl.X.Present(&(x.XXX_presence[0]), 7)
 }
 
+func (x *ChainLink) HasTrimmed() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 8)
+}
+
 func (x *ChainLink) ClearLedger() {
 	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 0)
 	x.xxx_hidden_Ledger = 0
@@ -2018,6 +2038,11 @@ func (x *ChainLink) ClearLastBrokerTimeMs() {
 	x.xxx_hidden_LastBrokerTimeMs = 0
 }
 
+func (x *ChainLink) ClearTrimmed() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 8)
+	x.xxx_hidden_Trimmed = false
+}
+
 type ChainLink_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
@@ -2030,6 +2055,9 @@ type ChainLink_builder struct {
 	Bytes            *int64
 	Messages         *uint64
 	LastBrokerTimeMs *int64
+	// The ledger is deleted; the newest link of a chain stays all the same, so that
+	// ledger ids, index and broker time go on from it.
+	Trimmed *bool
 }
 
 func (b0 ChainLink_builder) Build() *ChainLink {
@@ -2037,36 +2065,40 @@ func (b0 ChainLink_builder) Build() *ChainLink {
 	b, x := &b0, m0
 	_, _ = b, x
 	if b.Ledger != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 8)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 9)
 		x.xxx_hidden_Ledger = *b.Ledger
 	}
 	if b.FirstIndex != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 8)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 9)
 		x.xxx_hidden_FirstIndex = *b.FirstIndex
 	}
 	if b.FirstBrokerTimeMs != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 8)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 9)
 		x.xxx_hidden_FirstBrokerTimeMs = *b.FirstBrokerTimeMs
 	}
 	if b.Closed != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 8)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 9)
 		x.xxx_hidden_Closed = *b.Closed
 	}
 	if b.Entries != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 4, 8)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 4, 9)
 		x.xxx_hidden_Entries = *b.Entries
 	}
 	if b.Bytes != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 5, 8)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 5, 9)
 		x.xxx_hidden_Bytes = *b.Bytes
 	}
 	if b.Messages != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 6, 8)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 6, 9)
 		x.xxx_hidden_Messages = *b.Messages
 	}
 	if b.LastBrokerTimeMs != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 7, 8)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 7, 9)
 		x.xxx_hidden_LastBrokerTimeMs = *b.LastBrokerTimeMs
+	}
+	if b.Trimmed != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 8, 9)
+		x.xxx_hidden_Trimmed = *b.Trimmed
 	}
 	return m0
 }
@@ -3353,7 +3385,7 @@ const file_proto_meta_v1_meta_proto_rawDesc = "" +
 	"\x0ekey_hash_first\x18\x02 \x01(\rR\fkeyHashFirst\x12\"\n" +
 	"\rkey_hash_last\x18\x03 \x01(\rR\vkeyHashLast\x12\x18\n" +
 	"\aparents\x18\x04 \x03(\x05R\aparents\x12\x1b\n" +
-	"\tsealed_at\x18\x05 \x01(\tR\bsealedAt\"\x88\x02\n" +
+	"\tsealed_at\x18\x05 \x01(\tR\bsealedAt\"\xa2\x02\n" +
 	"\tChainLink\x12\x16\n" +
 	"\x06ledger\x18\x01 \x01(\x03R\x06ledger\x12\x1f\n" +
 	"\vfirst_index\x18\x02 \x01(\x04R\n" +
@@ -3363,7 +3395,8 @@ const file_proto_meta_v1_meta_proto_rawDesc = "" +
 	"\aentries\x18\x05 \x01(\x03R\aentries\x12\x14\n" +
 	"\x05bytes\x18\x06 \x01(\x03R\x05bytes\x12\x1a\n" +
 	"\bmessages\x18\a \x01(\x04R\bmessages\x12-\n" +
-	"\x13last_broker_time_ms\x18\b \x01(\x03R\x10lastBrokerTimeMs\"U\n" +
+	"\x13last_broker_time_ms\x18\b \x01(\x03R\x10lastBrokerTimeMs\x12\x18\n" +
+	"\atrimmed\x18\t \x01(\bR\atrimmed\"U\n" +
 	"\vBundleOwner\x12\x16\n" +
 	"\x06broker\x18\x01 \x01(\tR\x06broker\x12\x18\n" +
 	"\asession\x18\x02 \x01(\tR\asession\x12\x14\n" +
