@@ -71,11 +71,20 @@ func DecodeEnvelope(b []byte) (Envelope, error) {
 		TotalBytes: int64(binary.LittleEndian.Uint64(b[32:])),
 		BodyCRC:    binary.LittleEndian.Uint32(b[40:]),
 	}
-	if e.Ledger < 1 || e.Entry < 0 || e.LAC < NoEntry || e.LAC >= e.Entry || e.BodyBytes > MaxBodyBytes ||
-		e.TotalBytes < int64(e.BodyBytes) || e.Class > Control {
-		return Envelope{}, fmt.Errorf("envelope of entry %d of ledger %d out of range: %w", e.Entry, e.Ledger, ErrCorrupt)
+	if err := e.Validate(); err != nil {
+		return Envelope{}, err
 	}
 	return e, nil
+}
+
+// Validate reports fields that no stored entry can have (ErrCorrupt). Its
+// checksums are not looked at.
+func (e *Envelope) Validate() error {
+	if e.Ledger < 1 || e.Entry < 0 || e.LAC < NoEntry || e.LAC >= e.Entry || e.BodyBytes > MaxBodyBytes ||
+		e.TotalBytes < int64(e.BodyBytes) || e.Class > Control {
+		return fmt.Errorf("envelope of entry %d of ledger %d out of range: %w", e.Entry, e.Ledger, ErrCorrupt)
+	}
+	return nil
 }
 
 // Entry is an entry as stored: its envelope and its body. Body is never
