@@ -1580,6 +1580,7 @@ type LedgerInfoResponse struct {
 	xxx_hidden_LastAddConfirmed int64                  `protobuf:"varint,3,opt,name=last_add_confirmed,json=lastAddConfirmed"`
 	xxx_hidden_Term             int64                  `protobuf:"varint,4,opt,name=term"`
 	xxx_hidden_Limbo            bool                   `protobuf:"varint,5,opt,name=limbo"`
+	xxx_hidden_Message          *string                `protobuf:"bytes,6,opt,name=message"`
 	XXX_raceDetectHookData      protoimpl.RaceDetectHookData
 	XXX_presence                [1]uint32
 	unknownFields               protoimpl.UnknownFields
@@ -1650,9 +1651,19 @@ func (x *LedgerInfoResponse) GetLimbo() bool {
 	return false
 }
 
+func (x *LedgerInfoResponse) GetMessage() string {
+	if x != nil {
+		if x.xxx_hidden_Message != nil {
+			return *x.xxx_hidden_Message
+		}
+		return ""
+	}
+	return ""
+}
+
 func (x *LedgerInfoResponse) SetStatus(v Status) {
 	x.xxx_hidden_Status = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 5)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 6)
 }
 
 func (x *LedgerInfoResponse) SetRanges(v []*EntryRange) {
@@ -1661,17 +1672,22 @@ func (x *LedgerInfoResponse) SetRanges(v []*EntryRange) {
 
 func (x *LedgerInfoResponse) SetLastAddConfirmed(v int64) {
 	x.xxx_hidden_LastAddConfirmed = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 5)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 6)
 }
 
 func (x *LedgerInfoResponse) SetTerm(v int64) {
 	x.xxx_hidden_Term = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 5)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 6)
 }
 
 func (x *LedgerInfoResponse) SetLimbo(v bool) {
 	x.xxx_hidden_Limbo = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 4, 5)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 4, 6)
+}
+
+func (x *LedgerInfoResponse) SetMessage(v string) {
+	x.xxx_hidden_Message = &v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 5, 6)
 }
 
 func (x *LedgerInfoResponse) HasStatus() bool {
@@ -1702,6 +1718,13 @@ func (x *LedgerInfoResponse) HasLimbo() bool {
 	return protoimpl.X.Present(&(x.XXX_presence[0]), 4)
 }
 
+func (x *LedgerInfoResponse) HasMessage() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 5)
+}
+
 func (x *LedgerInfoResponse) ClearStatus() {
 	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 0)
 	x.xxx_hidden_Status = Status_STATUS_OK
@@ -1722,6 +1745,11 @@ func (x *LedgerInfoResponse) ClearLimbo() {
 	x.xxx_hidden_Limbo = false
 }
 
+func (x *LedgerInfoResponse) ClearMessage() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 5)
+	x.xxx_hidden_Message = nil
+}
+
 type LedgerInfoResponse_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
@@ -1730,6 +1758,7 @@ type LedgerInfoResponse_builder struct {
 	LastAddConfirmed *int64
 	Term             *int64
 	Limbo            *bool
+	Message          *string
 }
 
 func (b0 LedgerInfoResponse_builder) Build() *LedgerInfoResponse {
@@ -1737,21 +1766,25 @@ func (b0 LedgerInfoResponse_builder) Build() *LedgerInfoResponse {
 	b, x := &b0, m0
 	_, _ = b, x
 	if b.Status != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 5)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 6)
 		x.xxx_hidden_Status = *b.Status
 	}
 	x.xxx_hidden_Ranges = &b.Ranges
 	if b.LastAddConfirmed != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 5)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 6)
 		x.xxx_hidden_LastAddConfirmed = *b.LastAddConfirmed
 	}
 	if b.Term != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 5)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 6)
 		x.xxx_hidden_Term = *b.Term
 	}
 	if b.Limbo != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 4, 5)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 4, 6)
 		x.xxx_hidden_Limbo = *b.Limbo
+	}
+	if b.Message != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 5, 6)
+		x.xxx_hidden_Message = b.Message
 	}
 	return m0
 }
@@ -1898,6 +1931,8 @@ type ListLedgersResponse struct {
 	state                  protoimpl.MessageState `protogen:"opaque.v1"`
 	xxx_hidden_Ledgers     []int64                `protobuf:"varint,1,rep,packed,name=ledgers"`
 	xxx_hidden_More        bool                   `protobuf:"varint,2,opt,name=more"`
+	xxx_hidden_Status      Status                 `protobuf:"varint,3,opt,name=status,enum=magnetar.bookie.v1.Status"`
+	xxx_hidden_Message     *string                `protobuf:"bytes,4,opt,name=message"`
 	XXX_raceDetectHookData protoimpl.RaceDetectHookData
 	XXX_presence           [1]uint32
 	unknownFields          protoimpl.UnknownFields
@@ -1943,13 +1978,42 @@ func (x *ListLedgersResponse) GetMore() bool {
 	return false
 }
 
+func (x *ListLedgersResponse) GetStatus() Status {
+	if x != nil {
+		if protoimpl.X.Present(&(x.XXX_presence[0]), 2) {
+			return x.xxx_hidden_Status
+		}
+	}
+	return Status_STATUS_OK
+}
+
+func (x *ListLedgersResponse) GetMessage() string {
+	if x != nil {
+		if x.xxx_hidden_Message != nil {
+			return *x.xxx_hidden_Message
+		}
+		return ""
+	}
+	return ""
+}
+
 func (x *ListLedgersResponse) SetLedgers(v []int64) {
 	x.xxx_hidden_Ledgers = v
 }
 
 func (x *ListLedgersResponse) SetMore(v bool) {
 	x.xxx_hidden_More = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 2)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 4)
+}
+
+func (x *ListLedgersResponse) SetStatus(v Status) {
+	x.xxx_hidden_Status = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 4)
+}
+
+func (x *ListLedgersResponse) SetMessage(v string) {
+	x.xxx_hidden_Message = &v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 4)
 }
 
 func (x *ListLedgersResponse) HasMore() bool {
@@ -1959,9 +2023,33 @@ func (x *ListLedgersResponse) HasMore() bool {
 	return protoimpl.X.Present(&(x.XXX_presence[0]), 1)
 }
 
+func (x *ListLedgersResponse) HasStatus() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 2)
+}
+
+func (x *ListLedgersResponse) HasMessage() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 3)
+}
+
 func (x *ListLedgersResponse) ClearMore() {
 	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 1)
 	x.xxx_hidden_More = false
+}
+
+func (x *ListLedgersResponse) ClearStatus() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 2)
+	x.xxx_hidden_Status = Status_STATUS_OK
+}
+
+func (x *ListLedgersResponse) ClearMessage() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 3)
+	x.xxx_hidden_Message = nil
 }
 
 type ListLedgersResponse_builder struct {
@@ -1969,6 +2057,8 @@ type ListLedgersResponse_builder struct {
 
 	Ledgers []int64
 	More    *bool
+	Status  *Status
+	Message *string
 }
 
 func (b0 ListLedgersResponse_builder) Build() *ListLedgersResponse {
@@ -1977,8 +2067,16 @@ func (b0 ListLedgersResponse_builder) Build() *ListLedgersResponse {
 	_, _ = b, x
 	x.xxx_hidden_Ledgers = b.Ledgers
 	if b.More != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 2)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 4)
 		x.xxx_hidden_More = *b.More
+	}
+	if b.Status != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 4)
+		x.xxx_hidden_Status = *b.Status
+	}
+	if b.Message != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 4)
+		x.xxx_hidden_Message = b.Message
 	}
 	return m0
 }
@@ -2409,20 +2507,23 @@ const file_proto_bookie_v1_bookie_proto_rawDesc = "" +
 	"\vfirst_entry\x18\x01 \x01(\x03R\n" +
 	"firstEntry\x12\x1d\n" +
 	"\n" +
-	"last_entry\x18\x02 \x01(\x03R\tlastEntry\"\xd8\x01\n" +
+	"last_entry\x18\x02 \x01(\x03R\tlastEntry\"\xf2\x01\n" +
 	"\x12LedgerInfoResponse\x122\n" +
 	"\x06status\x18\x01 \x01(\x0e2\x1a.magnetar.bookie.v1.StatusR\x06status\x126\n" +
 	"\x06ranges\x18\x02 \x03(\v2\x1e.magnetar.bookie.v1.EntryRangeR\x06ranges\x12,\n" +
 	"\x12last_add_confirmed\x18\x03 \x01(\x03R\x10lastAddConfirmed\x12\x12\n" +
 	"\x04term\x18\x04 \x01(\x03R\x04term\x12\x14\n" +
-	"\x05limbo\x18\x05 \x01(\bR\x05limbo\"b\n" +
+	"\x05limbo\x18\x05 \x01(\bR\x05limbo\x12\x18\n" +
+	"\amessage\x18\x06 \x01(\tR\amessage\"b\n" +
 	"\x12ListLedgersRequest\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\tR\vincarnation\x12\x14\n" +
 	"\x05after\x18\x02 \x01(\x03R\x05after\x12\x14\n" +
-	"\x05limit\x18\x03 \x01(\rR\x05limit\"C\n" +
+	"\x05limit\x18\x03 \x01(\rR\x05limit\"\x91\x01\n" +
 	"\x13ListLedgersResponse\x12\x18\n" +
 	"\aledgers\x18\x01 \x03(\x03R\aledgers\x12\x12\n" +
-	"\x04more\x18\x02 \x01(\bR\x04more\"\x11\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\x122\n" +
+	"\x06status\x18\x03 \x01(\x0e2\x1a.magnetar.bookie.v1.StatusR\x06status\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\"\x11\n" +
 	"\x0fDescribeRequest\"\xb3\x02\n" +
 	"\x10DescribeResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12 \n" +
@@ -2489,23 +2590,24 @@ var file_proto_bookie_v1_bookie_proto_depIdxs = []int32{
 	0,  // 3: magnetar.bookie.v1.ReadResponse.statuses:type_name -> magnetar.bookie.v1.Status
 	0,  // 4: magnetar.bookie.v1.LedgerInfoResponse.status:type_name -> magnetar.bookie.v1.Status
 	10, // 5: magnetar.bookie.v1.LedgerInfoResponse.ranges:type_name -> magnetar.bookie.v1.EntryRange
-	2,  // 6: magnetar.bookie.v1.Bookie.Write:input_type -> magnetar.bookie.v1.WriteRequest
-	5,  // 7: magnetar.bookie.v1.Bookie.Fence:input_type -> magnetar.bookie.v1.FenceRequest
-	7,  // 8: magnetar.bookie.v1.Bookie.Read:input_type -> magnetar.bookie.v1.ReadRequest
-	9,  // 9: magnetar.bookie.v1.Bookie.LedgerInfo:input_type -> magnetar.bookie.v1.LedgerInfoRequest
-	12, // 10: magnetar.bookie.v1.Bookie.ListLedgers:input_type -> magnetar.bookie.v1.ListLedgersRequest
-	14, // 11: magnetar.bookie.v1.Bookie.Describe:input_type -> magnetar.bookie.v1.DescribeRequest
-	3,  // 12: magnetar.bookie.v1.Bookie.Write:output_type -> magnetar.bookie.v1.WriteResponse
-	6,  // 13: magnetar.bookie.v1.Bookie.Fence:output_type -> magnetar.bookie.v1.FenceResponse
-	8,  // 14: magnetar.bookie.v1.Bookie.Read:output_type -> magnetar.bookie.v1.ReadResponse
-	11, // 15: magnetar.bookie.v1.Bookie.LedgerInfo:output_type -> magnetar.bookie.v1.LedgerInfoResponse
-	13, // 16: magnetar.bookie.v1.Bookie.ListLedgers:output_type -> magnetar.bookie.v1.ListLedgersResponse
-	15, // 17: magnetar.bookie.v1.Bookie.Describe:output_type -> magnetar.bookie.v1.DescribeResponse
-	12, // [12:18] is the sub-list for method output_type
-	6,  // [6:12] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	0,  // 6: magnetar.bookie.v1.ListLedgersResponse.status:type_name -> magnetar.bookie.v1.Status
+	2,  // 7: magnetar.bookie.v1.Bookie.Write:input_type -> magnetar.bookie.v1.WriteRequest
+	5,  // 8: magnetar.bookie.v1.Bookie.Fence:input_type -> magnetar.bookie.v1.FenceRequest
+	7,  // 9: magnetar.bookie.v1.Bookie.Read:input_type -> magnetar.bookie.v1.ReadRequest
+	9,  // 10: magnetar.bookie.v1.Bookie.LedgerInfo:input_type -> magnetar.bookie.v1.LedgerInfoRequest
+	12, // 11: magnetar.bookie.v1.Bookie.ListLedgers:input_type -> magnetar.bookie.v1.ListLedgersRequest
+	14, // 12: magnetar.bookie.v1.Bookie.Describe:input_type -> magnetar.bookie.v1.DescribeRequest
+	3,  // 13: magnetar.bookie.v1.Bookie.Write:output_type -> magnetar.bookie.v1.WriteResponse
+	6,  // 14: magnetar.bookie.v1.Bookie.Fence:output_type -> magnetar.bookie.v1.FenceResponse
+	8,  // 15: magnetar.bookie.v1.Bookie.Read:output_type -> magnetar.bookie.v1.ReadResponse
+	11, // 16: magnetar.bookie.v1.Bookie.LedgerInfo:output_type -> magnetar.bookie.v1.LedgerInfoResponse
+	13, // 17: magnetar.bookie.v1.Bookie.ListLedgers:output_type -> magnetar.bookie.v1.ListLedgersResponse
+	15, // 18: magnetar.bookie.v1.Bookie.Describe:output_type -> magnetar.bookie.v1.DescribeResponse
+	13, // [13:19] is the sub-list for method output_type
+	7,  // [7:13] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_proto_bookie_v1_bookie_proto_init() }
