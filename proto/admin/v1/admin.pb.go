@@ -20,6 +20,890 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type ReadLedgerRequest struct {
+	state                  protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Ledger      int64                  `protobuf:"varint,1,opt,name=ledger"`
+	xxx_hidden_FirstEntry  int64                  `protobuf:"varint,2,opt,name=first_entry,json=firstEntry"`
+	xxx_hidden_Entries     uint32                 `protobuf:"varint,3,opt,name=entries"`
+	XXX_raceDetectHookData protoimpl.RaceDetectHookData
+	XXX_presence           [1]uint32
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
+}
+
+func (x *ReadLedgerRequest) Reset() {
+	*x = ReadLedgerRequest{}
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadLedgerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadLedgerRequest) ProtoMessage() {}
+
+func (x *ReadLedgerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *ReadLedgerRequest) GetLedger() int64 {
+	if x != nil {
+		return x.xxx_hidden_Ledger
+	}
+	return 0
+}
+
+func (x *ReadLedgerRequest) GetFirstEntry() int64 {
+	if x != nil {
+		return x.xxx_hidden_FirstEntry
+	}
+	return 0
+}
+
+func (x *ReadLedgerRequest) GetEntries() uint32 {
+	if x != nil {
+		return x.xxx_hidden_Entries
+	}
+	return 0
+}
+
+func (x *ReadLedgerRequest) SetLedger(v int64) {
+	x.xxx_hidden_Ledger = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 3)
+}
+
+func (x *ReadLedgerRequest) SetFirstEntry(v int64) {
+	x.xxx_hidden_FirstEntry = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 3)
+}
+
+func (x *ReadLedgerRequest) SetEntries(v uint32) {
+	x.xxx_hidden_Entries = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 3)
+}
+
+func (x *ReadLedgerRequest) HasLedger() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 0)
+}
+
+func (x *ReadLedgerRequest) HasFirstEntry() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 1)
+}
+
+func (x *ReadLedgerRequest) HasEntries() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 2)
+}
+
+func (x *ReadLedgerRequest) ClearLedger() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 0)
+	x.xxx_hidden_Ledger = 0
+}
+
+func (x *ReadLedgerRequest) ClearFirstEntry() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 1)
+	x.xxx_hidden_FirstEntry = 0
+}
+
+func (x *ReadLedgerRequest) ClearEntries() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 2)
+	x.xxx_hidden_Entries = 0
+}
+
+type ReadLedgerRequest_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	Ledger     *int64
+	FirstEntry *int64
+	Entries    *uint32
+}
+
+func (b0 ReadLedgerRequest_builder) Build() *ReadLedgerRequest {
+	m0 := &ReadLedgerRequest{}
+	b, x := &b0, m0
+	_, _ = b, x
+	if b.Ledger != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 3)
+		x.xxx_hidden_Ledger = *b.Ledger
+	}
+	if b.FirstEntry != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 3)
+		x.xxx_hidden_FirstEntry = *b.FirstEntry
+	}
+	if b.Entries != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 3)
+		x.xxx_hidden_Entries = *b.Entries
+	}
+	return m0
+}
+
+type LedgerEntry struct {
+	state                       protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Entry            int64                  `protobuf:"varint,1,opt,name=entry"`
+	xxx_hidden_LastAddConfirmed int64                  `protobuf:"varint,2,opt,name=last_add_confirmed,json=lastAddConfirmed"`
+	xxx_hidden_Body             []byte                 `protobuf:"bytes,3,opt,name=body"`
+	XXX_raceDetectHookData      protoimpl.RaceDetectHookData
+	XXX_presence                [1]uint32
+	unknownFields               protoimpl.UnknownFields
+	sizeCache                   protoimpl.SizeCache
+}
+
+func (x *LedgerEntry) Reset() {
+	*x = LedgerEntry{}
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LedgerEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LedgerEntry) ProtoMessage() {}
+
+func (x *LedgerEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *LedgerEntry) GetEntry() int64 {
+	if x != nil {
+		return x.xxx_hidden_Entry
+	}
+	return 0
+}
+
+func (x *LedgerEntry) GetLastAddConfirmed() int64 {
+	if x != nil {
+		return x.xxx_hidden_LastAddConfirmed
+	}
+	return 0
+}
+
+func (x *LedgerEntry) GetBody() []byte {
+	if x != nil {
+		return x.xxx_hidden_Body
+	}
+	return nil
+}
+
+func (x *LedgerEntry) SetEntry(v int64) {
+	x.xxx_hidden_Entry = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 3)
+}
+
+func (x *LedgerEntry) SetLastAddConfirmed(v int64) {
+	x.xxx_hidden_LastAddConfirmed = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 3)
+}
+
+func (x *LedgerEntry) SetBody(v []byte) {
+	if v == nil {
+		v = []byte{}
+	}
+	x.xxx_hidden_Body = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 3)
+}
+
+func (x *LedgerEntry) HasEntry() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 0)
+}
+
+func (x *LedgerEntry) HasLastAddConfirmed() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 1)
+}
+
+func (x *LedgerEntry) HasBody() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 2)
+}
+
+func (x *LedgerEntry) ClearEntry() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 0)
+	x.xxx_hidden_Entry = 0
+}
+
+func (x *LedgerEntry) ClearLastAddConfirmed() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 1)
+	x.xxx_hidden_LastAddConfirmed = 0
+}
+
+func (x *LedgerEntry) ClearBody() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 2)
+	x.xxx_hidden_Body = nil
+}
+
+type LedgerEntry_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	Entry            *int64
+	LastAddConfirmed *int64
+	Body             []byte
+}
+
+func (b0 LedgerEntry_builder) Build() *LedgerEntry {
+	m0 := &LedgerEntry{}
+	b, x := &b0, m0
+	_, _ = b, x
+	if b.Entry != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 3)
+		x.xxx_hidden_Entry = *b.Entry
+	}
+	if b.LastAddConfirmed != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 3)
+		x.xxx_hidden_LastAddConfirmed = *b.LastAddConfirmed
+	}
+	if b.Body != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 3)
+		x.xxx_hidden_Body = b.Body
+	}
+	return m0
+}
+
+type ReadLedgerResponse struct {
+	state                  protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Entries     *[]*LedgerEntry        `protobuf:"bytes,1,rep,name=entries"`
+	xxx_hidden_LastEntry   int64                  `protobuf:"varint,2,opt,name=last_entry,json=lastEntry"`
+	XXX_raceDetectHookData protoimpl.RaceDetectHookData
+	XXX_presence           [1]uint32
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
+}
+
+func (x *ReadLedgerResponse) Reset() {
+	*x = ReadLedgerResponse{}
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadLedgerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadLedgerResponse) ProtoMessage() {}
+
+func (x *ReadLedgerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *ReadLedgerResponse) GetEntries() []*LedgerEntry {
+	if x != nil {
+		if x.xxx_hidden_Entries != nil {
+			return *x.xxx_hidden_Entries
+		}
+	}
+	return nil
+}
+
+func (x *ReadLedgerResponse) GetLastEntry() int64 {
+	if x != nil {
+		return x.xxx_hidden_LastEntry
+	}
+	return 0
+}
+
+func (x *ReadLedgerResponse) SetEntries(v []*LedgerEntry) {
+	x.xxx_hidden_Entries = &v
+}
+
+func (x *ReadLedgerResponse) SetLastEntry(v int64) {
+	x.xxx_hidden_LastEntry = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 2)
+}
+
+func (x *ReadLedgerResponse) HasLastEntry() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 1)
+}
+
+func (x *ReadLedgerResponse) ClearLastEntry() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 1)
+	x.xxx_hidden_LastEntry = 0
+}
+
+type ReadLedgerResponse_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	Entries   []*LedgerEntry
+	LastEntry *int64
+}
+
+func (b0 ReadLedgerResponse_builder) Build() *ReadLedgerResponse {
+	m0 := &ReadLedgerResponse{}
+	b, x := &b0, m0
+	_, _ = b, x
+	x.xxx_hidden_Entries = &b.Entries
+	if b.LastEntry != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 2)
+		x.xxx_hidden_LastEntry = *b.LastEntry
+	}
+	return m0
+}
+
+type VerifyLedgerRequest struct {
+	state                  protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Ledger      int64                  `protobuf:"varint,1,opt,name=ledger"`
+	XXX_raceDetectHookData protoimpl.RaceDetectHookData
+	XXX_presence           [1]uint32
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
+}
+
+func (x *VerifyLedgerRequest) Reset() {
+	*x = VerifyLedgerRequest{}
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyLedgerRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyLedgerRequest) ProtoMessage() {}
+
+func (x *VerifyLedgerRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *VerifyLedgerRequest) GetLedger() int64 {
+	if x != nil {
+		return x.xxx_hidden_Ledger
+	}
+	return 0
+}
+
+func (x *VerifyLedgerRequest) SetLedger(v int64) {
+	x.xxx_hidden_Ledger = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 1)
+}
+
+func (x *VerifyLedgerRequest) HasLedger() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 0)
+}
+
+func (x *VerifyLedgerRequest) ClearLedger() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 0)
+	x.xxx_hidden_Ledger = 0
+}
+
+type VerifyLedgerRequest_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	Ledger *int64
+}
+
+func (b0 VerifyLedgerRequest_builder) Build() *VerifyLedgerRequest {
+	m0 := &VerifyLedgerRequest{}
+	b, x := &b0, m0
+	_, _ = b, x
+	if b.Ledger != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 1)
+		x.xxx_hidden_Ledger = *b.Ledger
+	}
+	return m0
+}
+
+type CopyReport struct {
+	state                  protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Bookie      *string                `protobuf:"bytes,1,opt,name=bookie"`
+	xxx_hidden_Entries     int64                  `protobuf:"varint,2,opt,name=entries"`
+	xxx_hidden_Missing     int64                  `protobuf:"varint,3,opt,name=missing"`
+	xxx_hidden_Corrupt     int64                  `protobuf:"varint,4,opt,name=corrupt"`
+	xxx_hidden_Unknown     int64                  `protobuf:"varint,5,opt,name=unknown"`
+	xxx_hidden_Problem     *string                `protobuf:"bytes,6,opt,name=problem"`
+	XXX_raceDetectHookData protoimpl.RaceDetectHookData
+	XXX_presence           [1]uint32
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
+}
+
+func (x *CopyReport) Reset() {
+	*x = CopyReport{}
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CopyReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CopyReport) ProtoMessage() {}
+
+func (x *CopyReport) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *CopyReport) GetBookie() string {
+	if x != nil {
+		if x.xxx_hidden_Bookie != nil {
+			return *x.xxx_hidden_Bookie
+		}
+		return ""
+	}
+	return ""
+}
+
+func (x *CopyReport) GetEntries() int64 {
+	if x != nil {
+		return x.xxx_hidden_Entries
+	}
+	return 0
+}
+
+func (x *CopyReport) GetMissing() int64 {
+	if x != nil {
+		return x.xxx_hidden_Missing
+	}
+	return 0
+}
+
+func (x *CopyReport) GetCorrupt() int64 {
+	if x != nil {
+		return x.xxx_hidden_Corrupt
+	}
+	return 0
+}
+
+func (x *CopyReport) GetUnknown() int64 {
+	if x != nil {
+		return x.xxx_hidden_Unknown
+	}
+	return 0
+}
+
+func (x *CopyReport) GetProblem() string {
+	if x != nil {
+		if x.xxx_hidden_Problem != nil {
+			return *x.xxx_hidden_Problem
+		}
+		return ""
+	}
+	return ""
+}
+
+func (x *CopyReport) SetBookie(v string) {
+	x.xxx_hidden_Bookie = &v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 6)
+}
+
+func (x *CopyReport) SetEntries(v int64) {
+	x.xxx_hidden_Entries = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 6)
+}
+
+func (x *CopyReport) SetMissing(v int64) {
+	x.xxx_hidden_Missing = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 6)
+}
+
+func (x *CopyReport) SetCorrupt(v int64) {
+	x.xxx_hidden_Corrupt = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 6)
+}
+
+func (x *CopyReport) SetUnknown(v int64) {
+	x.xxx_hidden_Unknown = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 4, 6)
+}
+
+func (x *CopyReport) SetProblem(v string) {
+	x.xxx_hidden_Problem = &v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 5, 6)
+}
+
+func (x *CopyReport) HasBookie() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 0)
+}
+
+func (x *CopyReport) HasEntries() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 1)
+}
+
+func (x *CopyReport) HasMissing() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 2)
+}
+
+func (x *CopyReport) HasCorrupt() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 3)
+}
+
+func (x *CopyReport) HasUnknown() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 4)
+}
+
+func (x *CopyReport) HasProblem() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 5)
+}
+
+func (x *CopyReport) ClearBookie() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 0)
+	x.xxx_hidden_Bookie = nil
+}
+
+func (x *CopyReport) ClearEntries() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 1)
+	x.xxx_hidden_Entries = 0
+}
+
+func (x *CopyReport) ClearMissing() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 2)
+	x.xxx_hidden_Missing = 0
+}
+
+func (x *CopyReport) ClearCorrupt() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 3)
+	x.xxx_hidden_Corrupt = 0
+}
+
+func (x *CopyReport) ClearUnknown() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 4)
+	x.xxx_hidden_Unknown = 0
+}
+
+func (x *CopyReport) ClearProblem() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 5)
+	x.xxx_hidden_Problem = nil
+}
+
+type CopyReport_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	Bookie  *string
+	Entries *int64
+	Missing *int64
+	Corrupt *int64
+	Unknown *int64
+	Problem *string
+}
+
+func (b0 CopyReport_builder) Build() *CopyReport {
+	m0 := &CopyReport{}
+	b, x := &b0, m0
+	_, _ = b, x
+	if b.Bookie != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 6)
+		x.xxx_hidden_Bookie = b.Bookie
+	}
+	if b.Entries != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 6)
+		x.xxx_hidden_Entries = *b.Entries
+	}
+	if b.Missing != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 6)
+		x.xxx_hidden_Missing = *b.Missing
+	}
+	if b.Corrupt != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 6)
+		x.xxx_hidden_Corrupt = *b.Corrupt
+	}
+	if b.Unknown != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 4, 6)
+		x.xxx_hidden_Unknown = *b.Unknown
+	}
+	if b.Problem != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 5, 6)
+		x.xxx_hidden_Problem = b.Problem
+	}
+	return m0
+}
+
+type VerifyLedgerResponse struct {
+	state                   protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Ledger       int64                  `protobuf:"varint,1,opt,name=ledger"`
+	xxx_hidden_State        *string                `protobuf:"bytes,2,opt,name=state"`
+	xxx_hidden_Entries      int64                  `protobuf:"varint,3,opt,name=entries"`
+	xxx_hidden_Copies       *[]*CopyReport         `protobuf:"bytes,4,rep,name=copies"`
+	xxx_hidden_ShortEntries int64                  `protobuf:"varint,5,opt,name=short_entries,json=shortEntries"`
+	xxx_hidden_LostEntries  int64                  `protobuf:"varint,6,opt,name=lost_entries,json=lostEntries"`
+	XXX_raceDetectHookData  protoimpl.RaceDetectHookData
+	XXX_presence            [1]uint32
+	unknownFields           protoimpl.UnknownFields
+	sizeCache               protoimpl.SizeCache
+}
+
+func (x *VerifyLedgerResponse) Reset() {
+	*x = VerifyLedgerResponse{}
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyLedgerResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyLedgerResponse) ProtoMessage() {}
+
+func (x *VerifyLedgerResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+func (x *VerifyLedgerResponse) GetLedger() int64 {
+	if x != nil {
+		return x.xxx_hidden_Ledger
+	}
+	return 0
+}
+
+func (x *VerifyLedgerResponse) GetState() string {
+	if x != nil {
+		if x.xxx_hidden_State != nil {
+			return *x.xxx_hidden_State
+		}
+		return ""
+	}
+	return ""
+}
+
+func (x *VerifyLedgerResponse) GetEntries() int64 {
+	if x != nil {
+		return x.xxx_hidden_Entries
+	}
+	return 0
+}
+
+func (x *VerifyLedgerResponse) GetCopies() []*CopyReport {
+	if x != nil {
+		if x.xxx_hidden_Copies != nil {
+			return *x.xxx_hidden_Copies
+		}
+	}
+	return nil
+}
+
+func (x *VerifyLedgerResponse) GetShortEntries() int64 {
+	if x != nil {
+		return x.xxx_hidden_ShortEntries
+	}
+	return 0
+}
+
+func (x *VerifyLedgerResponse) GetLostEntries() int64 {
+	if x != nil {
+		return x.xxx_hidden_LostEntries
+	}
+	return 0
+}
+
+func (x *VerifyLedgerResponse) SetLedger(v int64) {
+	x.xxx_hidden_Ledger = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 6)
+}
+
+func (x *VerifyLedgerResponse) SetState(v string) {
+	x.xxx_hidden_State = &v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 6)
+}
+
+func (x *VerifyLedgerResponse) SetEntries(v int64) {
+	x.xxx_hidden_Entries = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 6)
+}
+
+func (x *VerifyLedgerResponse) SetCopies(v []*CopyReport) {
+	x.xxx_hidden_Copies = &v
+}
+
+func (x *VerifyLedgerResponse) SetShortEntries(v int64) {
+	x.xxx_hidden_ShortEntries = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 4, 6)
+}
+
+func (x *VerifyLedgerResponse) SetLostEntries(v int64) {
+	x.xxx_hidden_LostEntries = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 5, 6)
+}
+
+func (x *VerifyLedgerResponse) HasLedger() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 0)
+}
+
+func (x *VerifyLedgerResponse) HasState() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 1)
+}
+
+func (x *VerifyLedgerResponse) HasEntries() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 2)
+}
+
+func (x *VerifyLedgerResponse) HasShortEntries() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 4)
+}
+
+func (x *VerifyLedgerResponse) HasLostEntries() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 5)
+}
+
+func (x *VerifyLedgerResponse) ClearLedger() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 0)
+	x.xxx_hidden_Ledger = 0
+}
+
+func (x *VerifyLedgerResponse) ClearState() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 1)
+	x.xxx_hidden_State = nil
+}
+
+func (x *VerifyLedgerResponse) ClearEntries() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 2)
+	x.xxx_hidden_Entries = 0
+}
+
+func (x *VerifyLedgerResponse) ClearShortEntries() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 4)
+	x.xxx_hidden_ShortEntries = 0
+}
+
+func (x *VerifyLedgerResponse) ClearLostEntries() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 5)
+	x.xxx_hidden_LostEntries = 0
+}
+
+type VerifyLedgerResponse_builder struct {
+	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
+
+	Ledger       *int64
+	State        *string
+	Entries      *int64
+	Copies       []*CopyReport
+	ShortEntries *int64
+	LostEntries  *int64
+}
+
+func (b0 VerifyLedgerResponse_builder) Build() *VerifyLedgerResponse {
+	m0 := &VerifyLedgerResponse{}
+	b, x := &b0, m0
+	_, _ = b, x
+	if b.Ledger != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 6)
+		x.xxx_hidden_Ledger = *b.Ledger
+	}
+	if b.State != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 6)
+		x.xxx_hidden_State = b.State
+	}
+	if b.Entries != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 6)
+		x.xxx_hidden_Entries = *b.Entries
+	}
+	x.xxx_hidden_Copies = &b.Copies
+	if b.ShortEntries != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 4, 6)
+		x.xxx_hidden_ShortEntries = *b.ShortEntries
+	}
+	if b.LostEntries != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 5, 6)
+		x.xxx_hidden_LostEntries = *b.LostEntries
+	}
+	return m0
+}
+
 type CreateTenantRequest struct {
 	state                  protoimpl.MessageState `protogen:"opaque.v1"`
 	xxx_hidden_Tenant      *string                `protobuf:"bytes,1,opt,name=tenant"`
@@ -31,7 +915,7 @@ type CreateTenantRequest struct {
 
 func (x *CreateTenantRequest) Reset() {
 	*x = CreateTenantRequest{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[0]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -43,7 +927,7 @@ func (x *CreateTenantRequest) String() string {
 func (*CreateTenantRequest) ProtoMessage() {}
 
 func (x *CreateTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[0]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -106,7 +990,7 @@ type CreateTenantResponse struct {
 
 func (x *CreateTenantResponse) Reset() {
 	*x = CreateTenantResponse{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[1]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -118,7 +1002,7 @@ func (x *CreateTenantResponse) String() string {
 func (*CreateTenantResponse) ProtoMessage() {}
 
 func (x *CreateTenantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[1]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -149,7 +1033,7 @@ type ListTenantsRequest struct {
 
 func (x *ListTenantsRequest) Reset() {
 	*x = ListTenantsRequest{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[2]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -161,7 +1045,7 @@ func (x *ListTenantsRequest) String() string {
 func (*ListTenantsRequest) ProtoMessage() {}
 
 func (x *ListTenantsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[2]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -193,7 +1077,7 @@ type ListTenantsResponse struct {
 
 func (x *ListTenantsResponse) Reset() {
 	*x = ListTenantsResponse{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[3]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -205,7 +1089,7 @@ func (x *ListTenantsResponse) String() string {
 func (*ListTenantsResponse) ProtoMessage() {}
 
 func (x *ListTenantsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[3]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -252,7 +1136,7 @@ type DeleteTenantRequest struct {
 
 func (x *DeleteTenantRequest) Reset() {
 	*x = DeleteTenantRequest{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[4]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -264,7 +1148,7 @@ func (x *DeleteTenantRequest) String() string {
 func (*DeleteTenantRequest) ProtoMessage() {}
 
 func (x *DeleteTenantRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[4]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -327,7 +1211,7 @@ type DeleteTenantResponse struct {
 
 func (x *DeleteTenantResponse) Reset() {
 	*x = DeleteTenantResponse{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[5]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -339,7 +1223,7 @@ func (x *DeleteTenantResponse) String() string {
 func (*DeleteTenantResponse) ProtoMessage() {}
 
 func (x *DeleteTenantResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[5]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -376,7 +1260,7 @@ type NamespacePolicy struct {
 
 func (x *NamespacePolicy) Reset() {
 	*x = NamespacePolicy{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[6]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -388,7 +1272,7 @@ func (x *NamespacePolicy) String() string {
 func (*NamespacePolicy) ProtoMessage() {}
 
 func (x *NamespacePolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[6]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -539,7 +1423,7 @@ type CreateNamespaceRequest struct {
 
 func (x *CreateNamespaceRequest) Reset() {
 	*x = CreateNamespaceRequest{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[7]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -551,7 +1435,7 @@ func (x *CreateNamespaceRequest) String() string {
 func (*CreateNamespaceRequest) ProtoMessage() {}
 
 func (x *CreateNamespaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[7]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -638,7 +1522,7 @@ type CreateNamespaceResponse struct {
 
 func (x *CreateNamespaceResponse) Reset() {
 	*x = CreateNamespaceResponse{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[8]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -650,7 +1534,7 @@ func (x *CreateNamespaceResponse) String() string {
 func (*CreateNamespaceResponse) ProtoMessage() {}
 
 func (x *CreateNamespaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[8]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -684,7 +1568,7 @@ type ListNamespacesRequest struct {
 
 func (x *ListNamespacesRequest) Reset() {
 	*x = ListNamespacesRequest{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[9]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -696,7 +1580,7 @@ func (x *ListNamespacesRequest) String() string {
 func (*ListNamespacesRequest) ProtoMessage() {}
 
 func (x *ListNamespacesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[9]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -760,7 +1644,7 @@ type ListNamespacesResponse struct {
 
 func (x *ListNamespacesResponse) Reset() {
 	*x = ListNamespacesResponse{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[10]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -772,7 +1656,7 @@ func (x *ListNamespacesResponse) String() string {
 func (*ListNamespacesResponse) ProtoMessage() {}
 
 func (x *ListNamespacesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[10]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -819,7 +1703,7 @@ type DescribeNamespaceRequest struct {
 
 func (x *DescribeNamespaceRequest) Reset() {
 	*x = DescribeNamespaceRequest{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[11]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -831,7 +1715,7 @@ func (x *DescribeNamespaceRequest) String() string {
 func (*DescribeNamespaceRequest) ProtoMessage() {}
 
 func (x *DescribeNamespaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[11]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -900,7 +1784,7 @@ type DescribeNamespaceResponse struct {
 
 func (x *DescribeNamespaceResponse) Reset() {
 	*x = DescribeNamespaceResponse{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[12]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -912,7 +1796,7 @@ func (x *DescribeNamespaceResponse) String() string {
 func (*DescribeNamespaceResponse) ProtoMessage() {}
 
 func (x *DescribeNamespaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[12]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1060,7 +1944,7 @@ type DeleteNamespaceRequest struct {
 
 func (x *DeleteNamespaceRequest) Reset() {
 	*x = DeleteNamespaceRequest{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[13]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1072,7 +1956,7 @@ func (x *DeleteNamespaceRequest) String() string {
 func (*DeleteNamespaceRequest) ProtoMessage() {}
 
 func (x *DeleteNamespaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[13]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1135,7 +2019,7 @@ type DeleteNamespaceResponse struct {
 
 func (x *DeleteNamespaceResponse) Reset() {
 	*x = DeleteNamespaceResponse{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[14]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +2031,7 @@ func (x *DeleteNamespaceResponse) String() string {
 func (*DeleteNamespaceResponse) ProtoMessage() {}
 
 func (x *DeleteNamespaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[14]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1182,7 +2066,7 @@ type CreateTopicRequest struct {
 
 func (x *CreateTopicRequest) Reset() {
 	*x = CreateTopicRequest{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[15]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1194,7 +2078,7 @@ func (x *CreateTopicRequest) String() string {
 func (*CreateTopicRequest) ProtoMessage() {}
 
 func (x *CreateTopicRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[15]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1289,7 +2173,7 @@ type CreateTopicResponse struct {
 
 func (x *CreateTopicResponse) Reset() {
 	*x = CreateTopicResponse{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[16]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1301,7 +2185,7 @@ func (x *CreateTopicResponse) String() string {
 func (*CreateTopicResponse) ProtoMessage() {}
 
 func (x *CreateTopicResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[16]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1367,7 +2251,7 @@ type ListTopicsRequest struct {
 
 func (x *ListTopicsRequest) Reset() {
 	*x = ListTopicsRequest{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[17]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1379,7 +2263,7 @@ func (x *ListTopicsRequest) String() string {
 func (*ListTopicsRequest) ProtoMessage() {}
 
 func (x *ListTopicsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[17]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1447,7 +2331,7 @@ type TopicSummary struct {
 
 func (x *TopicSummary) Reset() {
 	*x = TopicSummary{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1459,7 +2343,7 @@ func (x *TopicSummary) String() string {
 func (*TopicSummary) ProtoMessage() {}
 
 func (x *TopicSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[18]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1581,7 +2465,7 @@ type ListTopicsResponse struct {
 
 func (x *ListTopicsResponse) Reset() {
 	*x = ListTopicsResponse{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[19]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1593,7 +2477,7 @@ func (x *ListTopicsResponse) String() string {
 func (*ListTopicsResponse) ProtoMessage() {}
 
 func (x *ListTopicsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[19]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1642,7 +2526,7 @@ type DeleteTopicRequest struct {
 
 func (x *DeleteTopicRequest) Reset() {
 	*x = DeleteTopicRequest{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1654,7 +2538,7 @@ func (x *DeleteTopicRequest) String() string {
 func (*DeleteTopicRequest) ProtoMessage() {}
 
 func (x *DeleteTopicRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[20]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1717,7 +2601,7 @@ type DeleteTopicResponse struct {
 
 func (x *DeleteTopicResponse) Reset() {
 	*x = DeleteTopicResponse{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1729,7 +2613,7 @@ func (x *DeleteTopicResponse) String() string {
 func (*DeleteTopicResponse) ProtoMessage() {}
 
 func (x *DeleteTopicResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[21]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1764,7 +2648,7 @@ type Member struct {
 
 func (x *Member) Reset() {
 	*x = Member{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1776,7 +2660,7 @@ func (x *Member) String() string {
 func (*Member) ProtoMessage() {}
 
 func (x *Member) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[22]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1875,7 +2759,7 @@ type Fragment struct {
 
 func (x *Fragment) Reset() {
 	*x = Fragment{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1887,7 +2771,7 @@ func (x *Fragment) String() string {
 func (*Fragment) ProtoMessage() {}
 
 func (x *Fragment) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1975,7 +2859,7 @@ type LedgerSummary struct {
 
 func (x *LedgerSummary) Reset() {
 	*x = LedgerSummary{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1987,7 +2871,7 @@ func (x *LedgerSummary) String() string {
 func (*LedgerSummary) ProtoMessage() {}
 
 func (x *LedgerSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2334,7 +3218,7 @@ type ListLedgersRequest struct {
 
 func (x *ListLedgersRequest) Reset() {
 	*x = ListLedgersRequest{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[25]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2346,7 +3230,7 @@ func (x *ListLedgersRequest) String() string {
 func (*ListLedgersRequest) ProtoMessage() {}
 
 func (x *ListLedgersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[25]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2471,7 +3355,7 @@ type ListLedgersResponse struct {
 
 func (x *ListLedgersResponse) Reset() {
 	*x = ListLedgersResponse{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[26]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2483,7 +3367,7 @@ func (x *ListLedgersResponse) String() string {
 func (*ListLedgersResponse) ProtoMessage() {}
 
 func (x *ListLedgersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[26]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2561,7 +3445,7 @@ type DescribeLedgerRequest struct {
 
 func (x *DescribeLedgerRequest) Reset() {
 	*x = DescribeLedgerRequest{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[27]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2573,7 +3457,7 @@ func (x *DescribeLedgerRequest) String() string {
 func (*DescribeLedgerRequest) ProtoMessage() {}
 
 func (x *DescribeLedgerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[27]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2634,7 +3518,7 @@ type DescribeLedgerResponse struct {
 
 func (x *DescribeLedgerResponse) Reset() {
 	*x = DescribeLedgerResponse{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2646,7 +3530,7 @@ func (x *DescribeLedgerResponse) String() string {
 func (*DescribeLedgerResponse) ProtoMessage() {}
 
 func (x *DescribeLedgerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2711,7 +3595,7 @@ type BookieSummary struct {
 
 func (x *BookieSummary) Reset() {
 	*x = BookieSummary{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[29]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2723,7 +3607,7 @@ func (x *BookieSummary) String() string {
 func (*BookieSummary) ProtoMessage() {}
 
 func (x *BookieSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[29]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3001,7 +3885,7 @@ type ListBookiesRequest struct {
 
 func (x *ListBookiesRequest) Reset() {
 	*x = ListBookiesRequest{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[30]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3013,7 +3897,7 @@ func (x *ListBookiesRequest) String() string {
 func (*ListBookiesRequest) ProtoMessage() {}
 
 func (x *ListBookiesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[30]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3045,7 +3929,7 @@ type ListBookiesResponse struct {
 
 func (x *ListBookiesResponse) Reset() {
 	*x = ListBookiesResponse{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[31]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3057,7 +3941,7 @@ func (x *ListBookiesResponse) String() string {
 func (*ListBookiesResponse) ProtoMessage() {}
 
 func (x *ListBookiesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[31]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3108,7 +3992,7 @@ type BundleSummary struct {
 
 func (x *BundleSummary) Reset() {
 	*x = BundleSummary{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[32]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3120,7 +4004,7 @@ func (x *BundleSummary) String() string {
 func (*BundleSummary) ProtoMessage() {}
 
 func (x *BundleSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[32]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3247,7 +4131,7 @@ type ListBundlesRequest struct {
 
 func (x *ListBundlesRequest) Reset() {
 	*x = ListBundlesRequest{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[33]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3259,7 +4143,7 @@ func (x *ListBundlesRequest) String() string {
 func (*ListBundlesRequest) ProtoMessage() {}
 
 func (x *ListBundlesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[33]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3323,7 +4207,7 @@ type ListBundlesResponse struct {
 
 func (x *ListBundlesResponse) Reset() {
 	*x = ListBundlesResponse{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[34]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3335,7 +4219,7 @@ func (x *ListBundlesResponse) String() string {
 func (*ListBundlesResponse) ProtoMessage() {}
 
 func (x *ListBundlesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[34]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3387,7 +4271,7 @@ type MessageId struct {
 
 func (x *MessageId) Reset() {
 	*x = MessageId{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[35]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3399,7 +4283,7 @@ func (x *MessageId) String() string {
 func (*MessageId) ProtoMessage() {}
 
 func (x *MessageId) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[35]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3549,7 +4433,7 @@ type TopicStatsRequest struct {
 
 func (x *TopicStatsRequest) Reset() {
 	*x = TopicStatsRequest{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[36]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3561,7 +4445,7 @@ func (x *TopicStatsRequest) String() string {
 func (*TopicStatsRequest) ProtoMessage() {}
 
 func (x *TopicStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[36]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3636,7 +4520,7 @@ type SubscriptionStats struct {
 
 func (x *SubscriptionStats) Reset() {
 	*x = SubscriptionStats{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[37]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3648,7 +4532,7 @@ func (x *SubscriptionStats) String() string {
 func (*SubscriptionStats) ProtoMessage() {}
 
 func (x *SubscriptionStats) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[37]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3966,7 +4850,7 @@ type ConsumerStats struct {
 
 func (x *ConsumerStats) Reset() {
 	*x = ConsumerStats{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[38]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3978,7 +4862,7 @@ func (x *ConsumerStats) String() string {
 func (*ConsumerStats) ProtoMessage() {}
 
 func (x *ConsumerStats) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[38]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4166,7 +5050,7 @@ type LedgerStats struct {
 
 func (x *LedgerStats) Reset() {
 	*x = LedgerStats{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[39]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4178,7 +5062,7 @@ func (x *LedgerStats) String() string {
 func (*LedgerStats) ProtoMessage() {}
 
 func (x *LedgerStats) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[39]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4339,7 +5223,7 @@ type TopicStatsResponse struct {
 
 func (x *TopicStatsResponse) Reset() {
 	*x = TopicStatsResponse{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[40]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4351,7 +5235,7 @@ func (x *TopicStatsResponse) String() string {
 func (*TopicStatsResponse) ProtoMessage() {}
 
 func (x *TopicStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[40]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4708,7 +5592,7 @@ type PeekRequest struct {
 
 func (x *PeekRequest) Reset() {
 	*x = PeekRequest{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[41]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4720,7 +5604,7 @@ func (x *PeekRequest) String() string {
 func (*PeekRequest) ProtoMessage() {}
 
 func (x *PeekRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[41]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4841,7 +5725,7 @@ type PeekedEntry struct {
 
 func (x *PeekedEntry) Reset() {
 	*x = PeekedEntry{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[42]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4853,7 +5737,7 @@ func (x *PeekedEntry) String() string {
 func (*PeekedEntry) ProtoMessage() {}
 
 func (x *PeekedEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[42]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4975,7 +5859,7 @@ type PeekResponse struct {
 
 func (x *PeekResponse) Reset() {
 	*x = PeekResponse{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[43]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4987,7 +5871,7 @@ func (x *PeekResponse) String() string {
 func (*PeekResponse) ProtoMessage() {}
 
 func (x *PeekResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[43]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5038,7 +5922,7 @@ type SeekSubscriptionRequest struct {
 
 func (x *SeekSubscriptionRequest) Reset() {
 	*x = SeekSubscriptionRequest{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[44]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5050,7 +5934,7 @@ func (x *SeekSubscriptionRequest) String() string {
 func (*SeekSubscriptionRequest) ProtoMessage() {}
 
 func (x *SeekSubscriptionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[44]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5305,7 +6189,7 @@ func (b0 SeekSubscriptionRequest_builder) Build() *SeekSubscriptionRequest {
 type case_SeekSubscriptionRequest_To protoreflect.FieldNumber
 
 func (x case_SeekSubscriptionRequest_To) String() string {
-	md := file_proto_admin_v1_admin_proto_msgTypes[44].Descriptor()
+	md := file_proto_admin_v1_admin_proto_msgTypes[50].Descriptor()
 	if x == 0 {
 		return "not set"
 	}
@@ -5349,7 +6233,7 @@ type SeekSubscriptionResponse struct {
 
 func (x *SeekSubscriptionResponse) Reset() {
 	*x = SeekSubscriptionResponse{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[45]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5361,7 +6245,7 @@ func (x *SeekSubscriptionResponse) String() string {
 func (*SeekSubscriptionResponse) ProtoMessage() {}
 
 func (x *SeekSubscriptionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[45]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5421,7 +6305,7 @@ type DeleteSubscriptionRequest struct {
 
 func (x *DeleteSubscriptionRequest) Reset() {
 	*x = DeleteSubscriptionRequest{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[46]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5433,7 +6317,7 @@ func (x *DeleteSubscriptionRequest) String() string {
 func (*DeleteSubscriptionRequest) ProtoMessage() {}
 
 func (x *DeleteSubscriptionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[46]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5557,7 +6441,7 @@ type DeleteSubscriptionResponse struct {
 
 func (x *DeleteSubscriptionResponse) Reset() {
 	*x = DeleteSubscriptionResponse{}
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[47]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5569,7 +6453,7 @@ func (x *DeleteSubscriptionResponse) String() string {
 func (*DeleteSubscriptionResponse) ProtoMessage() {}
 
 func (x *DeleteSubscriptionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_proto_admin_v1_admin_proto_msgTypes[47]
+	mi := &file_proto_admin_v1_admin_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5596,7 +6480,37 @@ var File_proto_admin_v1_admin_proto protoreflect.FileDescriptor
 
 const file_proto_admin_v1_admin_proto_rawDesc = "" +
 	"\n" +
-	"\x1aproto/admin/v1/admin.proto\x12\x11magnetar.admin.v1\"-\n" +
+	"\x1aproto/admin/v1/admin.proto\x12\x11magnetar.admin.v1\"f\n" +
+	"\x11ReadLedgerRequest\x12\x16\n" +
+	"\x06ledger\x18\x01 \x01(\x03R\x06ledger\x12\x1f\n" +
+	"\vfirst_entry\x18\x02 \x01(\x03R\n" +
+	"firstEntry\x12\x18\n" +
+	"\aentries\x18\x03 \x01(\rR\aentries\"e\n" +
+	"\vLedgerEntry\x12\x14\n" +
+	"\x05entry\x18\x01 \x01(\x03R\x05entry\x12,\n" +
+	"\x12last_add_confirmed\x18\x02 \x01(\x03R\x10lastAddConfirmed\x12\x12\n" +
+	"\x04body\x18\x03 \x01(\fR\x04body\"m\n" +
+	"\x12ReadLedgerResponse\x128\n" +
+	"\aentries\x18\x01 \x03(\v2\x1e.magnetar.admin.v1.LedgerEntryR\aentries\x12\x1d\n" +
+	"\n" +
+	"last_entry\x18\x02 \x01(\x03R\tlastEntry\"-\n" +
+	"\x13VerifyLedgerRequest\x12\x16\n" +
+	"\x06ledger\x18\x01 \x01(\x03R\x06ledger\"\xa6\x01\n" +
+	"\n" +
+	"CopyReport\x12\x16\n" +
+	"\x06bookie\x18\x01 \x01(\tR\x06bookie\x12\x18\n" +
+	"\aentries\x18\x02 \x01(\x03R\aentries\x12\x18\n" +
+	"\amissing\x18\x03 \x01(\x03R\amissing\x12\x18\n" +
+	"\acorrupt\x18\x04 \x01(\x03R\acorrupt\x12\x18\n" +
+	"\aunknown\x18\x05 \x01(\x03R\aunknown\x12\x18\n" +
+	"\aproblem\x18\x06 \x01(\tR\aproblem\"\xdd\x01\n" +
+	"\x14VerifyLedgerResponse\x12\x16\n" +
+	"\x06ledger\x18\x01 \x01(\x03R\x06ledger\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x12\x18\n" +
+	"\aentries\x18\x03 \x01(\x03R\aentries\x125\n" +
+	"\x06copies\x18\x04 \x03(\v2\x1d.magnetar.admin.v1.CopyReportR\x06copies\x12#\n" +
+	"\rshort_entries\x18\x05 \x01(\x03R\fshortEntries\x12!\n" +
+	"\flost_entries\x18\x06 \x01(\x03R\vlostEntries\"-\n" +
 	"\x13CreateTenantRequest\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\"\x16\n" +
 	"\x14CreateTenantResponse\"\x14\n" +
@@ -5799,119 +6713,135 @@ const file_proto_admin_v1_admin_proto_rawDesc = "" +
 	"TopicStats\x12$.magnetar.admin.v1.TopicStatsRequest\x1a%.magnetar.admin.v1.TopicStatsResponse\x12G\n" +
 	"\x04Peek\x12\x1e.magnetar.admin.v1.PeekRequest\x1a\x1f.magnetar.admin.v1.PeekResponse\x12k\n" +
 	"\x10SeekSubscription\x12*.magnetar.admin.v1.SeekSubscriptionRequest\x1a+.magnetar.admin.v1.SeekSubscriptionResponse\x12q\n" +
-	"\x12DeleteSubscription\x12,.magnetar.admin.v1.DeleteSubscriptionRequest\x1a-.magnetar.admin.v1.DeleteSubscriptionResponseB8Z6github.com/magnetar-io/magnetar/proto/admin/v1;adminv1b\beditionsp\xe8\a"
+	"\x12DeleteSubscription\x12,.magnetar.admin.v1.DeleteSubscriptionRequest\x1a-.magnetar.admin.v1.DeleteSubscriptionResponse2\xc9\x01\n" +
+	"\vLedgerAdmin\x12Y\n" +
+	"\n" +
+	"ReadLedger\x12$.magnetar.admin.v1.ReadLedgerRequest\x1a%.magnetar.admin.v1.ReadLedgerResponse\x12_\n" +
+	"\fVerifyLedger\x12&.magnetar.admin.v1.VerifyLedgerRequest\x1a'.magnetar.admin.v1.VerifyLedgerResponseB8Z6github.com/magnetar-io/magnetar/proto/admin/v1;adminv1b\beditionsp\xe8\a"
 
-var file_proto_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 48)
+var file_proto_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_proto_admin_v1_admin_proto_goTypes = []any{
-	(*CreateTenantRequest)(nil),        // 0: magnetar.admin.v1.CreateTenantRequest
-	(*CreateTenantResponse)(nil),       // 1: magnetar.admin.v1.CreateTenantResponse
-	(*ListTenantsRequest)(nil),         // 2: magnetar.admin.v1.ListTenantsRequest
-	(*ListTenantsResponse)(nil),        // 3: magnetar.admin.v1.ListTenantsResponse
-	(*DeleteTenantRequest)(nil),        // 4: magnetar.admin.v1.DeleteTenantRequest
-	(*DeleteTenantResponse)(nil),       // 5: magnetar.admin.v1.DeleteTenantResponse
-	(*NamespacePolicy)(nil),            // 6: magnetar.admin.v1.NamespacePolicy
-	(*CreateNamespaceRequest)(nil),     // 7: magnetar.admin.v1.CreateNamespaceRequest
-	(*CreateNamespaceResponse)(nil),    // 8: magnetar.admin.v1.CreateNamespaceResponse
-	(*ListNamespacesRequest)(nil),      // 9: magnetar.admin.v1.ListNamespacesRequest
-	(*ListNamespacesResponse)(nil),     // 10: magnetar.admin.v1.ListNamespacesResponse
-	(*DescribeNamespaceRequest)(nil),   // 11: magnetar.admin.v1.DescribeNamespaceRequest
-	(*DescribeNamespaceResponse)(nil),  // 12: magnetar.admin.v1.DescribeNamespaceResponse
-	(*DeleteNamespaceRequest)(nil),     // 13: magnetar.admin.v1.DeleteNamespaceRequest
-	(*DeleteNamespaceResponse)(nil),    // 14: magnetar.admin.v1.DeleteNamespaceResponse
-	(*CreateTopicRequest)(nil),         // 15: magnetar.admin.v1.CreateTopicRequest
-	(*CreateTopicResponse)(nil),        // 16: magnetar.admin.v1.CreateTopicResponse
-	(*ListTopicsRequest)(nil),          // 17: magnetar.admin.v1.ListTopicsRequest
-	(*TopicSummary)(nil),               // 18: magnetar.admin.v1.TopicSummary
-	(*ListTopicsResponse)(nil),         // 19: magnetar.admin.v1.ListTopicsResponse
-	(*DeleteTopicRequest)(nil),         // 20: magnetar.admin.v1.DeleteTopicRequest
-	(*DeleteTopicResponse)(nil),        // 21: magnetar.admin.v1.DeleteTopicResponse
-	(*Member)(nil),                     // 22: magnetar.admin.v1.Member
-	(*Fragment)(nil),                   // 23: magnetar.admin.v1.Fragment
-	(*LedgerSummary)(nil),              // 24: magnetar.admin.v1.LedgerSummary
-	(*ListLedgersRequest)(nil),         // 25: magnetar.admin.v1.ListLedgersRequest
-	(*ListLedgersResponse)(nil),        // 26: magnetar.admin.v1.ListLedgersResponse
-	(*DescribeLedgerRequest)(nil),      // 27: magnetar.admin.v1.DescribeLedgerRequest
-	(*DescribeLedgerResponse)(nil),     // 28: magnetar.admin.v1.DescribeLedgerResponse
-	(*BookieSummary)(nil),              // 29: magnetar.admin.v1.BookieSummary
-	(*ListBookiesRequest)(nil),         // 30: magnetar.admin.v1.ListBookiesRequest
-	(*ListBookiesResponse)(nil),        // 31: magnetar.admin.v1.ListBookiesResponse
-	(*BundleSummary)(nil),              // 32: magnetar.admin.v1.BundleSummary
-	(*ListBundlesRequest)(nil),         // 33: magnetar.admin.v1.ListBundlesRequest
-	(*ListBundlesResponse)(nil),        // 34: magnetar.admin.v1.ListBundlesResponse
-	(*MessageId)(nil),                  // 35: magnetar.admin.v1.MessageId
-	(*TopicStatsRequest)(nil),          // 36: magnetar.admin.v1.TopicStatsRequest
-	(*SubscriptionStats)(nil),          // 37: magnetar.admin.v1.SubscriptionStats
-	(*ConsumerStats)(nil),              // 38: magnetar.admin.v1.ConsumerStats
-	(*LedgerStats)(nil),                // 39: magnetar.admin.v1.LedgerStats
-	(*TopicStatsResponse)(nil),         // 40: magnetar.admin.v1.TopicStatsResponse
-	(*PeekRequest)(nil),                // 41: magnetar.admin.v1.PeekRequest
-	(*PeekedEntry)(nil),                // 42: magnetar.admin.v1.PeekedEntry
-	(*PeekResponse)(nil),               // 43: magnetar.admin.v1.PeekResponse
-	(*SeekSubscriptionRequest)(nil),    // 44: magnetar.admin.v1.SeekSubscriptionRequest
-	(*SeekSubscriptionResponse)(nil),   // 45: magnetar.admin.v1.SeekSubscriptionResponse
-	(*DeleteSubscriptionRequest)(nil),  // 46: magnetar.admin.v1.DeleteSubscriptionRequest
-	(*DeleteSubscriptionResponse)(nil), // 47: magnetar.admin.v1.DeleteSubscriptionResponse
+	(*ReadLedgerRequest)(nil),          // 0: magnetar.admin.v1.ReadLedgerRequest
+	(*LedgerEntry)(nil),                // 1: magnetar.admin.v1.LedgerEntry
+	(*ReadLedgerResponse)(nil),         // 2: magnetar.admin.v1.ReadLedgerResponse
+	(*VerifyLedgerRequest)(nil),        // 3: magnetar.admin.v1.VerifyLedgerRequest
+	(*CopyReport)(nil),                 // 4: magnetar.admin.v1.CopyReport
+	(*VerifyLedgerResponse)(nil),       // 5: magnetar.admin.v1.VerifyLedgerResponse
+	(*CreateTenantRequest)(nil),        // 6: magnetar.admin.v1.CreateTenantRequest
+	(*CreateTenantResponse)(nil),       // 7: magnetar.admin.v1.CreateTenantResponse
+	(*ListTenantsRequest)(nil),         // 8: magnetar.admin.v1.ListTenantsRequest
+	(*ListTenantsResponse)(nil),        // 9: magnetar.admin.v1.ListTenantsResponse
+	(*DeleteTenantRequest)(nil),        // 10: magnetar.admin.v1.DeleteTenantRequest
+	(*DeleteTenantResponse)(nil),       // 11: magnetar.admin.v1.DeleteTenantResponse
+	(*NamespacePolicy)(nil),            // 12: magnetar.admin.v1.NamespacePolicy
+	(*CreateNamespaceRequest)(nil),     // 13: magnetar.admin.v1.CreateNamespaceRequest
+	(*CreateNamespaceResponse)(nil),    // 14: magnetar.admin.v1.CreateNamespaceResponse
+	(*ListNamespacesRequest)(nil),      // 15: magnetar.admin.v1.ListNamespacesRequest
+	(*ListNamespacesResponse)(nil),     // 16: magnetar.admin.v1.ListNamespacesResponse
+	(*DescribeNamespaceRequest)(nil),   // 17: magnetar.admin.v1.DescribeNamespaceRequest
+	(*DescribeNamespaceResponse)(nil),  // 18: magnetar.admin.v1.DescribeNamespaceResponse
+	(*DeleteNamespaceRequest)(nil),     // 19: magnetar.admin.v1.DeleteNamespaceRequest
+	(*DeleteNamespaceResponse)(nil),    // 20: magnetar.admin.v1.DeleteNamespaceResponse
+	(*CreateTopicRequest)(nil),         // 21: magnetar.admin.v1.CreateTopicRequest
+	(*CreateTopicResponse)(nil),        // 22: magnetar.admin.v1.CreateTopicResponse
+	(*ListTopicsRequest)(nil),          // 23: magnetar.admin.v1.ListTopicsRequest
+	(*TopicSummary)(nil),               // 24: magnetar.admin.v1.TopicSummary
+	(*ListTopicsResponse)(nil),         // 25: magnetar.admin.v1.ListTopicsResponse
+	(*DeleteTopicRequest)(nil),         // 26: magnetar.admin.v1.DeleteTopicRequest
+	(*DeleteTopicResponse)(nil),        // 27: magnetar.admin.v1.DeleteTopicResponse
+	(*Member)(nil),                     // 28: magnetar.admin.v1.Member
+	(*Fragment)(nil),                   // 29: magnetar.admin.v1.Fragment
+	(*LedgerSummary)(nil),              // 30: magnetar.admin.v1.LedgerSummary
+	(*ListLedgersRequest)(nil),         // 31: magnetar.admin.v1.ListLedgersRequest
+	(*ListLedgersResponse)(nil),        // 32: magnetar.admin.v1.ListLedgersResponse
+	(*DescribeLedgerRequest)(nil),      // 33: magnetar.admin.v1.DescribeLedgerRequest
+	(*DescribeLedgerResponse)(nil),     // 34: magnetar.admin.v1.DescribeLedgerResponse
+	(*BookieSummary)(nil),              // 35: magnetar.admin.v1.BookieSummary
+	(*ListBookiesRequest)(nil),         // 36: magnetar.admin.v1.ListBookiesRequest
+	(*ListBookiesResponse)(nil),        // 37: magnetar.admin.v1.ListBookiesResponse
+	(*BundleSummary)(nil),              // 38: magnetar.admin.v1.BundleSummary
+	(*ListBundlesRequest)(nil),         // 39: magnetar.admin.v1.ListBundlesRequest
+	(*ListBundlesResponse)(nil),        // 40: magnetar.admin.v1.ListBundlesResponse
+	(*MessageId)(nil),                  // 41: magnetar.admin.v1.MessageId
+	(*TopicStatsRequest)(nil),          // 42: magnetar.admin.v1.TopicStatsRequest
+	(*SubscriptionStats)(nil),          // 43: magnetar.admin.v1.SubscriptionStats
+	(*ConsumerStats)(nil),              // 44: magnetar.admin.v1.ConsumerStats
+	(*LedgerStats)(nil),                // 45: magnetar.admin.v1.LedgerStats
+	(*TopicStatsResponse)(nil),         // 46: magnetar.admin.v1.TopicStatsResponse
+	(*PeekRequest)(nil),                // 47: magnetar.admin.v1.PeekRequest
+	(*PeekedEntry)(nil),                // 48: magnetar.admin.v1.PeekedEntry
+	(*PeekResponse)(nil),               // 49: magnetar.admin.v1.PeekResponse
+	(*SeekSubscriptionRequest)(nil),    // 50: magnetar.admin.v1.SeekSubscriptionRequest
+	(*SeekSubscriptionResponse)(nil),   // 51: magnetar.admin.v1.SeekSubscriptionResponse
+	(*DeleteSubscriptionRequest)(nil),  // 52: magnetar.admin.v1.DeleteSubscriptionRequest
+	(*DeleteSubscriptionResponse)(nil), // 53: magnetar.admin.v1.DeleteSubscriptionResponse
 }
 var file_proto_admin_v1_admin_proto_depIdxs = []int32{
-	6,  // 0: magnetar.admin.v1.CreateNamespaceRequest.policy:type_name -> magnetar.admin.v1.NamespacePolicy
-	6,  // 1: magnetar.admin.v1.DescribeNamespaceResponse.policy:type_name -> magnetar.admin.v1.NamespacePolicy
-	18, // 2: magnetar.admin.v1.ListTopicsResponse.topics:type_name -> magnetar.admin.v1.TopicSummary
-	22, // 3: magnetar.admin.v1.Fragment.ensemble:type_name -> magnetar.admin.v1.Member
-	23, // 4: magnetar.admin.v1.LedgerSummary.fragments:type_name -> magnetar.admin.v1.Fragment
-	24, // 5: magnetar.admin.v1.ListLedgersResponse.ledgers:type_name -> magnetar.admin.v1.LedgerSummary
-	24, // 6: magnetar.admin.v1.DescribeLedgerResponse.ledger:type_name -> magnetar.admin.v1.LedgerSummary
-	29, // 7: magnetar.admin.v1.ListBookiesResponse.bookies:type_name -> magnetar.admin.v1.BookieSummary
-	32, // 8: magnetar.admin.v1.ListBundlesResponse.bundles:type_name -> magnetar.admin.v1.BundleSummary
-	35, // 9: magnetar.admin.v1.SubscriptionStats.mark_delete_position:type_name -> magnetar.admin.v1.MessageId
-	38, // 10: magnetar.admin.v1.SubscriptionStats.consumer_stats:type_name -> magnetar.admin.v1.ConsumerStats
-	35, // 11: magnetar.admin.v1.TopicStatsResponse.last_message_id:type_name -> magnetar.admin.v1.MessageId
-	37, // 12: magnetar.admin.v1.TopicStatsResponse.subscriptions:type_name -> magnetar.admin.v1.SubscriptionStats
-	39, // 13: magnetar.admin.v1.TopicStatsResponse.ledgers:type_name -> magnetar.admin.v1.LedgerStats
-	35, // 14: magnetar.admin.v1.PeekRequest.from:type_name -> magnetar.admin.v1.MessageId
-	42, // 15: magnetar.admin.v1.PeekResponse.entries:type_name -> magnetar.admin.v1.PeekedEntry
-	35, // 16: magnetar.admin.v1.SeekSubscriptionRequest.id:type_name -> magnetar.admin.v1.MessageId
-	35, // 17: magnetar.admin.v1.SeekSubscriptionResponse.position:type_name -> magnetar.admin.v1.MessageId
-	0,  // 18: magnetar.admin.v1.Admin.CreateTenant:input_type -> magnetar.admin.v1.CreateTenantRequest
-	2,  // 19: magnetar.admin.v1.Admin.ListTenants:input_type -> magnetar.admin.v1.ListTenantsRequest
-	4,  // 20: magnetar.admin.v1.Admin.DeleteTenant:input_type -> magnetar.admin.v1.DeleteTenantRequest
-	7,  // 21: magnetar.admin.v1.Admin.CreateNamespace:input_type -> magnetar.admin.v1.CreateNamespaceRequest
-	9,  // 22: magnetar.admin.v1.Admin.ListNamespaces:input_type -> magnetar.admin.v1.ListNamespacesRequest
-	11, // 23: magnetar.admin.v1.Admin.DescribeNamespace:input_type -> magnetar.admin.v1.DescribeNamespaceRequest
-	13, // 24: magnetar.admin.v1.Admin.DeleteNamespace:input_type -> magnetar.admin.v1.DeleteNamespaceRequest
-	15, // 25: magnetar.admin.v1.Admin.CreateTopic:input_type -> magnetar.admin.v1.CreateTopicRequest
-	17, // 26: magnetar.admin.v1.Admin.ListTopics:input_type -> magnetar.admin.v1.ListTopicsRequest
-	20, // 27: magnetar.admin.v1.Admin.DeleteTopic:input_type -> magnetar.admin.v1.DeleteTopicRequest
-	25, // 28: magnetar.admin.v1.Admin.ListLedgers:input_type -> magnetar.admin.v1.ListLedgersRequest
-	27, // 29: magnetar.admin.v1.Admin.DescribeLedger:input_type -> magnetar.admin.v1.DescribeLedgerRequest
-	30, // 30: magnetar.admin.v1.Admin.ListBookies:input_type -> magnetar.admin.v1.ListBookiesRequest
-	33, // 31: magnetar.admin.v1.Admin.ListBundles:input_type -> magnetar.admin.v1.ListBundlesRequest
-	36, // 32: magnetar.admin.v1.TopicAdmin.TopicStats:input_type -> magnetar.admin.v1.TopicStatsRequest
-	41, // 33: magnetar.admin.v1.TopicAdmin.Peek:input_type -> magnetar.admin.v1.PeekRequest
-	44, // 34: magnetar.admin.v1.TopicAdmin.SeekSubscription:input_type -> magnetar.admin.v1.SeekSubscriptionRequest
-	46, // 35: magnetar.admin.v1.TopicAdmin.DeleteSubscription:input_type -> magnetar.admin.v1.DeleteSubscriptionRequest
-	1,  // 36: magnetar.admin.v1.Admin.CreateTenant:output_type -> magnetar.admin.v1.CreateTenantResponse
-	3,  // 37: magnetar.admin.v1.Admin.ListTenants:output_type -> magnetar.admin.v1.ListTenantsResponse
-	5,  // 38: magnetar.admin.v1.Admin.DeleteTenant:output_type -> magnetar.admin.v1.DeleteTenantResponse
-	8,  // 39: magnetar.admin.v1.Admin.CreateNamespace:output_type -> magnetar.admin.v1.CreateNamespaceResponse
-	10, // 40: magnetar.admin.v1.Admin.ListNamespaces:output_type -> magnetar.admin.v1.ListNamespacesResponse
-	12, // 41: magnetar.admin.v1.Admin.DescribeNamespace:output_type -> magnetar.admin.v1.DescribeNamespaceResponse
-	14, // 42: magnetar.admin.v1.Admin.DeleteNamespace:output_type -> magnetar.admin.v1.DeleteNamespaceResponse
-	16, // 43: magnetar.admin.v1.Admin.CreateTopic:output_type -> magnetar.admin.v1.CreateTopicResponse
-	19, // 44: magnetar.admin.v1.Admin.ListTopics:output_type -> magnetar.admin.v1.ListTopicsResponse
-	21, // 45: magnetar.admin.v1.Admin.DeleteTopic:output_type -> magnetar.admin.v1.DeleteTopicResponse
-	26, // 46: magnetar.admin.v1.Admin.ListLedgers:output_type -> magnetar.admin.v1.ListLedgersResponse
-	28, // 47: magnetar.admin.v1.Admin.DescribeLedger:output_type -> magnetar.admin.v1.DescribeLedgerResponse
-	31, // 48: magnetar.admin.v1.Admin.ListBookies:output_type -> magnetar.admin.v1.ListBookiesResponse
-	34, // 49: magnetar.admin.v1.Admin.ListBundles:output_type -> magnetar.admin.v1.ListBundlesResponse
-	40, // 50: magnetar.admin.v1.TopicAdmin.TopicStats:output_type -> magnetar.admin.v1.TopicStatsResponse
-	43, // 51: magnetar.admin.v1.TopicAdmin.Peek:output_type -> magnetar.admin.v1.PeekResponse
-	45, // 52: magnetar.admin.v1.TopicAdmin.SeekSubscription:output_type -> magnetar.admin.v1.SeekSubscriptionResponse
-	47, // 53: magnetar.admin.v1.TopicAdmin.DeleteSubscription:output_type -> magnetar.admin.v1.DeleteSubscriptionResponse
-	36, // [36:54] is the sub-list for method output_type
-	18, // [18:36] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	1,  // 0: magnetar.admin.v1.ReadLedgerResponse.entries:type_name -> magnetar.admin.v1.LedgerEntry
+	4,  // 1: magnetar.admin.v1.VerifyLedgerResponse.copies:type_name -> magnetar.admin.v1.CopyReport
+	12, // 2: magnetar.admin.v1.CreateNamespaceRequest.policy:type_name -> magnetar.admin.v1.NamespacePolicy
+	12, // 3: magnetar.admin.v1.DescribeNamespaceResponse.policy:type_name -> magnetar.admin.v1.NamespacePolicy
+	24, // 4: magnetar.admin.v1.ListTopicsResponse.topics:type_name -> magnetar.admin.v1.TopicSummary
+	28, // 5: magnetar.admin.v1.Fragment.ensemble:type_name -> magnetar.admin.v1.Member
+	29, // 6: magnetar.admin.v1.LedgerSummary.fragments:type_name -> magnetar.admin.v1.Fragment
+	30, // 7: magnetar.admin.v1.ListLedgersResponse.ledgers:type_name -> magnetar.admin.v1.LedgerSummary
+	30, // 8: magnetar.admin.v1.DescribeLedgerResponse.ledger:type_name -> magnetar.admin.v1.LedgerSummary
+	35, // 9: magnetar.admin.v1.ListBookiesResponse.bookies:type_name -> magnetar.admin.v1.BookieSummary
+	38, // 10: magnetar.admin.v1.ListBundlesResponse.bundles:type_name -> magnetar.admin.v1.BundleSummary
+	41, // 11: magnetar.admin.v1.SubscriptionStats.mark_delete_position:type_name -> magnetar.admin.v1.MessageId
+	44, // 12: magnetar.admin.v1.SubscriptionStats.consumer_stats:type_name -> magnetar.admin.v1.ConsumerStats
+	41, // 13: magnetar.admin.v1.TopicStatsResponse.last_message_id:type_name -> magnetar.admin.v1.MessageId
+	43, // 14: magnetar.admin.v1.TopicStatsResponse.subscriptions:type_name -> magnetar.admin.v1.SubscriptionStats
+	45, // 15: magnetar.admin.v1.TopicStatsResponse.ledgers:type_name -> magnetar.admin.v1.LedgerStats
+	41, // 16: magnetar.admin.v1.PeekRequest.from:type_name -> magnetar.admin.v1.MessageId
+	48, // 17: magnetar.admin.v1.PeekResponse.entries:type_name -> magnetar.admin.v1.PeekedEntry
+	41, // 18: magnetar.admin.v1.SeekSubscriptionRequest.id:type_name -> magnetar.admin.v1.MessageId
+	41, // 19: magnetar.admin.v1.SeekSubscriptionResponse.position:type_name -> magnetar.admin.v1.MessageId
+	6,  // 20: magnetar.admin.v1.Admin.CreateTenant:input_type -> magnetar.admin.v1.CreateTenantRequest
+	8,  // 21: magnetar.admin.v1.Admin.ListTenants:input_type -> magnetar.admin.v1.ListTenantsRequest
+	10, // 22: magnetar.admin.v1.Admin.DeleteTenant:input_type -> magnetar.admin.v1.DeleteTenantRequest
+	13, // 23: magnetar.admin.v1.Admin.CreateNamespace:input_type -> magnetar.admin.v1.CreateNamespaceRequest
+	15, // 24: magnetar.admin.v1.Admin.ListNamespaces:input_type -> magnetar.admin.v1.ListNamespacesRequest
+	17, // 25: magnetar.admin.v1.Admin.DescribeNamespace:input_type -> magnetar.admin.v1.DescribeNamespaceRequest
+	19, // 26: magnetar.admin.v1.Admin.DeleteNamespace:input_type -> magnetar.admin.v1.DeleteNamespaceRequest
+	21, // 27: magnetar.admin.v1.Admin.CreateTopic:input_type -> magnetar.admin.v1.CreateTopicRequest
+	23, // 28: magnetar.admin.v1.Admin.ListTopics:input_type -> magnetar.admin.v1.ListTopicsRequest
+	26, // 29: magnetar.admin.v1.Admin.DeleteTopic:input_type -> magnetar.admin.v1.DeleteTopicRequest
+	31, // 30: magnetar.admin.v1.Admin.ListLedgers:input_type -> magnetar.admin.v1.ListLedgersRequest
+	33, // 31: magnetar.admin.v1.Admin.DescribeLedger:input_type -> magnetar.admin.v1.DescribeLedgerRequest
+	36, // 32: magnetar.admin.v1.Admin.ListBookies:input_type -> magnetar.admin.v1.ListBookiesRequest
+	39, // 33: magnetar.admin.v1.Admin.ListBundles:input_type -> magnetar.admin.v1.ListBundlesRequest
+	42, // 34: magnetar.admin.v1.TopicAdmin.TopicStats:input_type -> magnetar.admin.v1.TopicStatsRequest
+	47, // 35: magnetar.admin.v1.TopicAdmin.Peek:input_type -> magnetar.admin.v1.PeekRequest
+	50, // 36: magnetar.admin.v1.TopicAdmin.SeekSubscription:input_type -> magnetar.admin.v1.SeekSubscriptionRequest
+	52, // 37: magnetar.admin.v1.TopicAdmin.DeleteSubscription:input_type -> magnetar.admin.v1.DeleteSubscriptionRequest
+	0,  // 38: magnetar.admin.v1.LedgerAdmin.ReadLedger:input_type -> magnetar.admin.v1.ReadLedgerRequest
+	3,  // 39: magnetar.admin.v1.LedgerAdmin.VerifyLedger:input_type -> magnetar.admin.v1.VerifyLedgerRequest
+	7,  // 40: magnetar.admin.v1.Admin.CreateTenant:output_type -> magnetar.admin.v1.CreateTenantResponse
+	9,  // 41: magnetar.admin.v1.Admin.ListTenants:output_type -> magnetar.admin.v1.ListTenantsResponse
+	11, // 42: magnetar.admin.v1.Admin.DeleteTenant:output_type -> magnetar.admin.v1.DeleteTenantResponse
+	14, // 43: magnetar.admin.v1.Admin.CreateNamespace:output_type -> magnetar.admin.v1.CreateNamespaceResponse
+	16, // 44: magnetar.admin.v1.Admin.ListNamespaces:output_type -> magnetar.admin.v1.ListNamespacesResponse
+	18, // 45: magnetar.admin.v1.Admin.DescribeNamespace:output_type -> magnetar.admin.v1.DescribeNamespaceResponse
+	20, // 46: magnetar.admin.v1.Admin.DeleteNamespace:output_type -> magnetar.admin.v1.DeleteNamespaceResponse
+	22, // 47: magnetar.admin.v1.Admin.CreateTopic:output_type -> magnetar.admin.v1.CreateTopicResponse
+	25, // 48: magnetar.admin.v1.Admin.ListTopics:output_type -> magnetar.admin.v1.ListTopicsResponse
+	27, // 49: magnetar.admin.v1.Admin.DeleteTopic:output_type -> magnetar.admin.v1.DeleteTopicResponse
+	32, // 50: magnetar.admin.v1.Admin.ListLedgers:output_type -> magnetar.admin.v1.ListLedgersResponse
+	34, // 51: magnetar.admin.v1.Admin.DescribeLedger:output_type -> magnetar.admin.v1.DescribeLedgerResponse
+	37, // 52: magnetar.admin.v1.Admin.ListBookies:output_type -> magnetar.admin.v1.ListBookiesResponse
+	40, // 53: magnetar.admin.v1.Admin.ListBundles:output_type -> magnetar.admin.v1.ListBundlesResponse
+	46, // 54: magnetar.admin.v1.TopicAdmin.TopicStats:output_type -> magnetar.admin.v1.TopicStatsResponse
+	49, // 55: magnetar.admin.v1.TopicAdmin.Peek:output_type -> magnetar.admin.v1.PeekResponse
+	51, // 56: magnetar.admin.v1.TopicAdmin.SeekSubscription:output_type -> magnetar.admin.v1.SeekSubscriptionResponse
+	53, // 57: magnetar.admin.v1.TopicAdmin.DeleteSubscription:output_type -> magnetar.admin.v1.DeleteSubscriptionResponse
+	2,  // 58: magnetar.admin.v1.LedgerAdmin.ReadLedger:output_type -> magnetar.admin.v1.ReadLedgerResponse
+	5,  // 59: magnetar.admin.v1.LedgerAdmin.VerifyLedger:output_type -> magnetar.admin.v1.VerifyLedgerResponse
+	40, // [40:60] is the sub-list for method output_type
+	20, // [20:40] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_proto_admin_v1_admin_proto_init() }
@@ -5919,7 +6849,7 @@ func file_proto_admin_v1_admin_proto_init() {
 	if File_proto_admin_v1_admin_proto != nil {
 		return
 	}
-	file_proto_admin_v1_admin_proto_msgTypes[44].OneofWrappers = []any{
+	file_proto_admin_v1_admin_proto_msgTypes[50].OneofWrappers = []any{
 		(*seekSubscriptionRequest_Earliest)(nil),
 		(*seekSubscriptionRequest_Latest)(nil),
 		(*seekSubscriptionRequest_Id)(nil),
@@ -5931,9 +6861,9 @@ func file_proto_admin_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_proto_admin_v1_admin_proto_rawDesc), len(file_proto_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   48,
+			NumMessages:   54,
 			NumExtensions: 0,
-			NumServices:   2,
+			NumServices:   3,
 		},
 		GoTypes:           file_proto_admin_v1_admin_proto_goTypes,
 		DependencyIndexes: file_proto_admin_v1_admin_proto_depIdxs,

@@ -835,3 +835,151 @@ var TopicAdmin_ServiceDesc = grpc.ServiceDesc{
 	Streams:  []grpc.StreamDesc{},
 	Metadata: "proto/admin/v1/admin.proto",
 }
+
+const (
+	LedgerAdmin_ReadLedger_FullMethodName   = "/magnetar.admin.v1.LedgerAdmin/ReadLedger"
+	LedgerAdmin_VerifyLedger_FullMethodName = "/magnetar.admin.v1.LedgerAdmin/VerifyLedger"
+)
+
+// LedgerAdminClient is the client API for LedgerAdmin service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// LedgerAdmin reads ledgers on the bookies; every broker answers. It never
+// fences.
+type LedgerAdminClient interface {
+	ReadLedger(ctx context.Context, in *ReadLedgerRequest, opts ...grpc.CallOption) (*ReadLedgerResponse, error)
+	// Reads every copy of every entry and checks it.
+	VerifyLedger(ctx context.Context, in *VerifyLedgerRequest, opts ...grpc.CallOption) (*VerifyLedgerResponse, error)
+}
+
+type ledgerAdminClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewLedgerAdminClient(cc grpc.ClientConnInterface) LedgerAdminClient {
+	return &ledgerAdminClient{cc}
+}
+
+func (c *ledgerAdminClient) ReadLedger(ctx context.Context, in *ReadLedgerRequest, opts ...grpc.CallOption) (*ReadLedgerResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReadLedgerResponse)
+	err := c.cc.Invoke(ctx, LedgerAdmin_ReadLedger_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *ledgerAdminClient) VerifyLedger(ctx context.Context, in *VerifyLedgerRequest, opts ...grpc.CallOption) (*VerifyLedgerResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(VerifyLedgerResponse)
+	err := c.cc.Invoke(ctx, LedgerAdmin_VerifyLedger_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// LedgerAdminServer is the server API for LedgerAdmin service.
+// All implementations must embed UnimplementedLedgerAdminServer
+// for forward compatibility.
+//
+// LedgerAdmin reads ledgers on the bookies; every broker answers. It never
+// fences.
+type LedgerAdminServer interface {
+	ReadLedger(context.Context, *ReadLedgerRequest) (*ReadLedgerResponse, error)
+	// Reads every copy of every entry and checks it.
+	VerifyLedger(context.Context, *VerifyLedgerRequest) (*VerifyLedgerResponse, error)
+	mustEmbedUnimplementedLedgerAdminServer()
+}
+
+// UnimplementedLedgerAdminServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedLedgerAdminServer struct{}
+
+func (UnimplementedLedgerAdminServer) ReadLedger(context.Context, *ReadLedgerRequest) (*ReadLedgerResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReadLedger not implemented")
+}
+func (UnimplementedLedgerAdminServer) VerifyLedger(context.Context, *VerifyLedgerRequest) (*VerifyLedgerResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method VerifyLedger not implemented")
+}
+func (UnimplementedLedgerAdminServer) mustEmbedUnimplementedLedgerAdminServer() {}
+func (UnimplementedLedgerAdminServer) testEmbeddedByValue()                     {}
+
+// UnsafeLedgerAdminServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to LedgerAdminServer will
+// result in compilation errors.
+type UnsafeLedgerAdminServer interface {
+	mustEmbedUnimplementedLedgerAdminServer()
+}
+
+func RegisterLedgerAdminServer(s grpc.ServiceRegistrar, srv LedgerAdminServer) {
+	// If the following call panics, it indicates UnimplementedLedgerAdminServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&LedgerAdmin_ServiceDesc, srv)
+}
+
+func _LedgerAdmin_ReadLedger_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReadLedgerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LedgerAdminServer).ReadLedger(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: LedgerAdmin_ReadLedger_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LedgerAdminServer).ReadLedger(ctx, req.(*ReadLedgerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _LedgerAdmin_VerifyLedger_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(VerifyLedgerRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(LedgerAdminServer).VerifyLedger(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: LedgerAdmin_VerifyLedger_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(LedgerAdminServer).VerifyLedger(ctx, req.(*VerifyLedgerRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// LedgerAdmin_ServiceDesc is the grpc.ServiceDesc for LedgerAdmin service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var LedgerAdmin_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "magnetar.admin.v1.LedgerAdmin",
+	HandlerType: (*LedgerAdminServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "ReadLedger",
+			Handler:    _LedgerAdmin_ReadLedger_Handler,
+		},
+		{
+			MethodName: "VerifyLedger",
+			Handler:    _LedgerAdmin_VerifyLedger_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "proto/admin/v1/admin.proto",
+}
