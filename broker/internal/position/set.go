@@ -1,6 +1,7 @@
 package position
 
 import (
+	"iter"
 	"math"
 	"sort"
 
@@ -219,6 +220,20 @@ func (c *chunk) runEnd(low uint32) uint32 {
 		}
 	}
 	return low + uint32(good)
+}
+
+// All yields the entries of s in order. s is not altered meanwhile.
+func (s *Set) All() iter.Seq[Position] {
+	return func(yield func(Position) bool) {
+		for i := range s.chunks {
+			c := &s.chunks[i]
+			for it := c.low.Iterator(); it.HasNext(); {
+				if !yield(c.at(it.Next())) {
+					return
+				}
+			}
+		}
+	}
 }
 
 // Union adds all entries of o.

@@ -126,6 +126,9 @@ func checkSet(t *rapid.T, s *Set, model naive) {
 	if got := s.all(); !slices.Equal(got, want) {
 		t.Fatalf("holds %v, want %v", got, want)
 	}
+	if got := slices.Collect(s.All()); !slices.Equal(got, want) {
+		t.Fatalf("All yields %v, want %v", got, want)
+	}
 	if s.Len() != int64(len(want)) {
 		t.Fatalf("Len = %d, want %d", s.Len(), len(want))
 	}
