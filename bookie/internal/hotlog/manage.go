@@ -1,0 +1,244 @@
+package hotlog
+
+import (
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+
+	"github.com/magnetar-io/magnetar/bookie/ledger"
+)
+
+// Ranges lists which entries of a ledger are in the log.
+func (l *Log) Ranges(id ledger.ID) []ledger.EntryRange {
+	l.segments.mu.RLock()
+	defer l.segments.mu.RUnlock()
+	return l.segments.index.ranges(id)
+}
+
+// LastEntry is the highest entry of a ledger in the log, at the cost of one map access.
+func (l *Log) LastEntry(id ledger.ID) (ledger.EntryID, bool) {
+	l.segments.mu.RLock()
+	defer l.segments.mu.RUnlock()
+	return l.segments.index.last(id)
+}
+
+// Ledgers lists the ledgers that have an entry in the log, in order.
+func (l *Log) Ledgers() []ledger.ID {
+	l.segments.mu.RLock()
+	ids := make([]ledger.ID, 0, len(l.segments.index.ledgers))
+	for id := range l.segments.index.ledgers {
+		ids = append(ids, id)
+	}
+	l.segments.mu.RUnlock()
+	slices.Sort(ids)
+	return ids
+}
+
+// Forget drops a deleted ledger from the index; its bytes count as dead from now on.
+// It is not recorded: the caller's tombstone is what lasts.
+func (l *Log) Forget(id ledger.ID) { l.segments.forget(id) }
+
+// SegmentInfo describes a segment.
+type SegmentInfo struct {
+	ID          uint32
+	Sealed      bool  // full, and its index file written; only then it can be recycled
+	Bytes       int64 // on disk, index file included
+	UsedBytes   int64 // up to the end of its last record
+	LiveBytes   int64 // frames of entries that Lookup finds here
+	LiveEntries int64
+	Records     int // of all kinds, dead ones included
+}
+
+// Segments lists the segments, oldest first; the last ones are the active one and, once
+// it is ready, the empty one after it.
+func (l *Log) Segments() []SegmentInfo {
+	l.segments.mu.RLock()
+	defer l.segments.mu.RUnlock()
+	list := make([]SegmentInfo, 0, len(l.segments.byID))
+	for _, s := range l.segments.orderedLocked() {
+		list = append(list, SegmentInfo{
+			ID: s.id, Sealed: s.sealed, Bytes: s.fileBytes.Load() + s.sidecarBytes.Load(), UsedBytes: s.usedBytes,
+			LiveBytes: s.liveBytes, LiveEntries: s.liveEntries, Records: s.records,
+		})
+	}
+	return list
+}
+
+// Usage is what the log takes, in bytes, beside what Options allow.
+type Usage struct {
+	DiskBytes     int64 // all files, spares included
+	SpareBytes    int64 // of these, free for new segments
+	IndexBytes    int64 // memory of the index
+	QueueBytes    int64 // appended and not answered
+	CacheBytes    int64 // memory of the tail cache
+	MaxDiskBytes  int64
+	MaxIndexBytes int64
+}
+
+// Usage tells what the log takes now.
+func (l *Log) Usage() Usage {
+	u := Usage{SpareBytes: l.keeper.spareBytes(), CacheBytes: l.tail.held(),
+		MaxDiskBytes: l.opts.MaxDiskBytes, MaxIndexBytes: l.opts.MaxIndexBytes}
+	u.DiskBytes = u.SpareBytes
+	for _, s := range l.Segments() {
+		u.DiskBytes += s.Bytes
+	}
+	l.segments.mu.RLock()
+	u.IndexBytes = l.segments.index.bytes
+	l.segments.mu.RUnlock()
+	l.mu.Lock()
+	u.QueueBytes = l.queued
+	l.mu.Unlock()
+	return u
+}
+
+// Damages lists what is lost of the segments in the log, in order of place. While there is
+// a Damage without a ledger, the absence of an entry in the log is unknown, for any
+// ledger that may have been written when that segment was.
+func (l *Log) Damages() []Damage {
+	l.segments.mu.RLock()
+	defer l.segments.mu.RUnlock()
+	var list []Damage
+	for _, s := range l.segments.orderedLocked() {
+		list = append(list, s.damages...)
+	}
+	return list
+}
+
+// Survivors yields the entries that Lookup finds in a sealed segment, with Body, in order
+// of (ledger, entry). One that can no longer be read comes as KindDamaged with Ledger
+// and Entry: where it is moved to, its absence stays unknown. It ends with the
+// error of yield, or with ErrUnknown when the disk does not answer.
+// ErrNotSealed, ErrRecycled.
+func (l *Log) Survivors(segment uint32, yield func(Record, Place) error) error {
+	ids, err := l.SegmentLedgers(segment)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		err := l.readAll(l.located(segment, id), 0, func(at located, e ledger.Entry, err error) error {
+			switch {
+			case errors.Is(err, ledger.ErrCorrupt):
+				return yield(Record{Kind: KindDamaged, Ledger: at.id, Entry: at.entry}, at.place)
+			case err != nil:
+				return err
+			}
+			return yield(Record{Kind: KindEntry, Ledger: at.id, Entry: at.entry, Envelope: e.Envelope, Body: e.Body}, at.place)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// SegmentLedgers lists the ledgers that have live entries in a sealed segment, in order.
+func (l *Log) SegmentLedgers(segment uint32) ([]ledger.ID, error) {
+	t := l.segments
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	s := t.byID[segment]
+	if s == nil {
+		return nil, fmt.Errorf("segment %d: %w", segment, ErrRecycled)
+	}
+	if !s.sealed {
+		return nil, fmt.Errorf("segment %d: %w", segment, ErrNotSealed)
+	}
+	ids := uniqueIDs(s.ledgers)
+	return slices.DeleteFunc(ids, func(id ledger.ID) bool {
+		for range t.index.in(segment, id) {
+			return false
+		}
+		return true
+	}), nil
+}
+
+// in gives the runs of a ledger in a segment.
+func (x *index) in(segment uint32, id ledger.ID) iter.Seq[*run] {
+	return func(yield func(*run) bool) {
+		b := x.ledgers[id]
+		if b == nil {
+			return
+		}
+		for i := range b.runs {
+			if b.runs[i].segment == segment && !yield(&b.runs[i]) {
+				return
+			}
+		}
+	}
+}
+
+func (l *Log) located(segment uint32, id ledger.ID) []located {
+	l.segments.mu.RLock()
+	defer l.segments.mu.RUnlock()
+	var list []located
+	for r := range l.segments.index.in(segment, id) {
+		for i, s := range r.slots {
+			list = append(list, located{id, r.first + ledger.EntryID(i), Place{segment, s.offset, s.length}})
+		}
+	}
+	return list
+}
+
+// Records yields all records of a sealed segment in the order of the log, as replay does:
+// what the caller must have elsewhere before it recycles the segment.
+func (l *Log) Records(segment uint32, yield func(Record, Place) error) error {
+	s, err := l.segments.acquire(segment)
+	if err != nil {
+		return err
+	}
+	defer s.readers.Done()
+	l.segments.mu.RLock()
+	sealed := s.sealed
+	l.segments.mu.RUnlock()
+	if !sealed {
+		return fmt.Errorf("segment %d: %w", segment, ErrNotSealed)
+	}
+	_, content, _, err := l.folder.readSidecar(segment)
+	if errors.Is(err, ledger.ErrCorrupt) {
+		var sc *scanner
+		if sc, err = scan(s.file, s.id, s.seed); err == nil {
+			content = sc.s
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("hotlog: records of segment %d: %w", segment, err)
+	}
+	return content.each(segment, yield)
+}
+
+// Recycle gives a sealed segment's file back for new segments. The caller has made
+// everything in it durable elsewhere that still counts, entries and ledger records
+// (M27), and finds it there: Lookup loses the segment's entries before this
+// returns. It waits for readers of the segment. After an error other than
+// ErrNotSealed, ErrRecycled and ErrStopping the log has failed.
+func (l *Log) Recycle(segment uint32) error {
+	l.recycling.Lock()
+	defer l.recycling.Unlock()
+	l.mu.Lock()
+	err := l.err
+	if err == nil && l.closing {
+		err = ledger.ErrStopping
+	}
+	l.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("hotlog: recycle segment %d: %w", segment, err)
+	}
+	s, err := l.segments.remove(segment)
+	if err != nil {
+		return err
+	}
+	l.tail.forget(segment)
+	err = s.file.Close()
+	if err == nil {
+		err = l.folder.retire(segment, true)
+	}
+	if err != nil {
+		err = fmt.Errorf("hotlog: recycle segment %d: %w", segment, err)
+		l.fail(err)
+		return err
+	}
+	l.keeper.addSpare(spare{number: segment, bytes: s.fileBytes.Load()})
+	return nil
+}
