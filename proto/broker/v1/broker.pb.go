@@ -1356,6 +1356,7 @@ type ProducerOpened struct {
 	xxx_hidden_LastSequenceId    uint64                 `protobuf:"varint,4,opt,name=last_sequence_id,json=lastSequenceId"`
 	xxx_hidden_WindowBytes       uint64                 `protobuf:"varint,5,opt,name=window_bytes,json=windowBytes"`
 	xxx_hidden_MaxMessageBytes   uint64                 `protobuf:"varint,6,opt,name=max_message_bytes,json=maxMessageBytes"`
+	xxx_hidden_WindowBatches     uint32                 `protobuf:"varint,7,opt,name=window_batches,json=windowBatches"`
 	XXX_raceDetectHookData       protoimpl.RaceDetectHookData
 	XXX_presence                 [1]uint32
 	unknownFields                protoimpl.UnknownFields
@@ -1432,34 +1433,46 @@ func (x *ProducerOpened) GetMaxMessageBytes() uint64 {
 	return 0
 }
 
+func (x *ProducerOpened) GetWindowBatches() uint32 {
+	if x != nil {
+		return x.xxx_hidden_WindowBatches
+	}
+	return 0
+}
+
 func (x *ProducerOpened) SetProducerId(v uint64) {
 	x.xxx_hidden_ProducerId = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 6)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 7)
 }
 
 func (x *ProducerOpened) SetProducerName(v string) {
 	x.xxx_hidden_ProducerName = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 6)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 7)
 }
 
 func (x *ProducerOpened) SetHasLastSequenceId(v bool) {
 	x.xxx_hidden_HasLastSequenceId = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 6)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 7)
 }
 
 func (x *ProducerOpened) SetLastSequenceId(v uint64) {
 	x.xxx_hidden_LastSequenceId = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 6)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 7)
 }
 
 func (x *ProducerOpened) SetWindowBytes(v uint64) {
 	x.xxx_hidden_WindowBytes = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 4, 6)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 4, 7)
 }
 
 func (x *ProducerOpened) SetMaxMessageBytes(v uint64) {
 	x.xxx_hidden_MaxMessageBytes = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 5, 6)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 5, 7)
+}
+
+func (x *ProducerOpened) SetWindowBatches(v uint32) {
+	x.xxx_hidden_WindowBatches = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 6, 7)
 }
 
 func (x *ProducerOpened) HasProducerId() bool {
@@ -1504,6 +1517,13 @@ func (x *ProducerOpened) HasMaxMessageBytes() bool {
 	return protoimpl.X.Present(&(x.XXX_presence[0]), 5)
 }
 
+func (x *ProducerOpened) HasWindowBatches() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 6)
+}
+
 func (x *ProducerOpened) ClearProducerId() {
 	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 0)
 	x.xxx_hidden_ProducerId = 0
@@ -1534,6 +1554,11 @@ func (x *ProducerOpened) ClearMaxMessageBytes() {
 	x.xxx_hidden_MaxMessageBytes = 0
 }
 
+func (x *ProducerOpened) ClearWindowBatches() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 6)
+	x.xxx_hidden_WindowBatches = 0
+}
+
 type ProducerOpened_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
@@ -1543,6 +1568,7 @@ type ProducerOpened_builder struct {
 	LastSequenceId    *uint64
 	WindowBytes       *uint64
 	MaxMessageBytes   *uint64
+	WindowBatches     *uint32
 }
 
 func (b0 ProducerOpened_builder) Build() *ProducerOpened {
@@ -1550,28 +1576,32 @@ func (b0 ProducerOpened_builder) Build() *ProducerOpened {
 	b, x := &b0, m0
 	_, _ = b, x
 	if b.ProducerId != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 6)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 7)
 		x.xxx_hidden_ProducerId = *b.ProducerId
 	}
 	if b.ProducerName != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 6)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 7)
 		x.xxx_hidden_ProducerName = b.ProducerName
 	}
 	if b.HasLastSequenceId != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 6)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 7)
 		x.xxx_hidden_HasLastSequenceId = *b.HasLastSequenceId
 	}
 	if b.LastSequenceId != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 6)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 7)
 		x.xxx_hidden_LastSequenceId = *b.LastSequenceId
 	}
 	if b.WindowBytes != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 4, 6)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 4, 7)
 		x.xxx_hidden_WindowBytes = *b.WindowBytes
 	}
 	if b.MaxMessageBytes != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 5, 6)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 5, 7)
 		x.xxx_hidden_MaxMessageBytes = *b.MaxMessageBytes
+	}
+	if b.WindowBatches != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 6, 7)
+		x.xxx_hidden_WindowBatches = *b.WindowBatches
 	}
 	return m0
 }
@@ -5457,7 +5487,7 @@ const file_proto_broker_v1_broker_proto_rawDesc = "" +
 	"\arefused\x18\x03 \x01(\v2\".magnetar.broker.v1.PublishRefusedH\x00R\arefused\x12<\n" +
 	"\x06closed\x18\x04 \x01(\v2\".magnetar.broker.v1.ProducerClosedH\x00R\x06closed\x126\n" +
 	"\x04hold\x18\x05 \x01(\v2 .magnetar.broker.v1.ProducerHoldH\x00R\x04holdB\a\n" +
-	"\x05event\"\x80\x02\n" +
+	"\x05event\"\xa7\x02\n" +
 	"\x0eProducerOpened\x12\x1f\n" +
 	"\vproducer_id\x18\x01 \x01(\x04R\n" +
 	"producerId\x12#\n" +
@@ -5465,7 +5495,8 @@ const file_proto_broker_v1_broker_proto_rawDesc = "" +
 	"\x14has_last_sequence_id\x18\x03 \x01(\bR\x11hasLastSequenceId\x12(\n" +
 	"\x10last_sequence_id\x18\x04 \x01(\x04R\x0elastSequenceId\x12!\n" +
 	"\fwindow_bytes\x18\x05 \x01(\x04R\vwindowBytes\x12*\n" +
-	"\x11max_message_bytes\x18\x06 \x01(\x04R\x0fmaxMessageBytes\"C\n" +
+	"\x11max_message_bytes\x18\x06 \x01(\x04R\x0fmaxMessageBytes\x12%\n" +
+	"\x0ewindow_batches\x18\a \x01(\rR\rwindowBatches\"C\n" +
 	"\bReceipts\x127\n" +
 	"\breceipts\x18\x01 \x03(\v2\x1b.magnetar.broker.v1.ReceiptR\breceipts\"\x97\x01\n" +
 	"\aReceipt\x12\x1f\n" +
