@@ -1,20 +1,22 @@
 package ensemble
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"time"
 
-// Metrics of a Client. All methods work on nil.
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Metrics of a Client. Its methods work on nil, which measures nothing.
 type Metrics struct {
 	ack       prometheus.Histogram
-	inFlight  prometheus.Gauge
 	changes   prometheus.Counter
-	short     prometheus.Counter
 	repaired  prometheus.Counter
 	recovered prometheus.Counter
 	hedged    prometheus.Counter
 	retried   prometheus.Counter
 }
 
-// NewMetrics registers the metrics with r; nil r registers them nowhere.
+// NewMetrics returns metrics registered with r, nil: nowhere.
 func NewMetrics(r prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		ack: prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -22,20 +24,52 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			Help:    "Time from an append to its acknowledgement by an ack quorum.",
 			Buckets: prometheus.ExponentialBuckets(0.00025, 2, 16),
 		}),
-		inFlight:  prometheus.NewGauge(prometheus.GaugeOpts{Name: "magnetar_ensemble_in_flight_bytes", Help: "Bodies held for writers."}),
 		changes:   counter("magnetar_ensemble_changes_total", "Ensemble changes written."),
-		short:     counter("magnetar_ensemble_short_entries_total", "Entries noted with fewer than write quorum copies."),
-		repaired:  counter("magnetar_ensemble_repaired_entries_total", "Entries brought back to write quorum copies by their writer."),
+		repaired:  counter("magnetar_ensemble_repaired_entries_total", "Entries copied again by their writer to a bookie that lacked them."),
 		recovered: counter("magnetar_ensemble_recoveries_total", "Ledgers closed by recovery."),
-		hedged:    counter("magnetar_ensemble_hedged_reads_total", "Reads sent to a second bookie because the first was slow."),
-		retried:   counter("magnetar_ensemble_retried_reads_total", "Reads sent to another bookie because one failed or lacked the entry."),
+		hedged:    counter("magnetar_ensemble_hedged_reads_total", "Reads sent to a further bookie because the first was slow."),
+		retried:   counter("magnetar_ensemble_retried_reads_total", "Reads sent to a further bookie because one failed or lacked the entry."),
 	}
 	if r != nil {
-		r.MustRegister(m.ack, m.inFlight, m.changes, m.short, m.repaired, m.recovered, m.hedged, m.retried)
+		r.MustRegister(m.ack, m.changes, m.repaired, m.recovered, m.hedged, m.retried)
 	}
 	return m
 }
 
 func counter(name, help string) prometheus.Counter {
 	return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+}
+
+func (m *Metrics) acked(took time.Duration) {
+	if m != nil {
+		m.ack.Observe(took.Seconds())
+	}
+}
+
+func (m *Metrics) changed() {
+	if m != nil {
+		m.changes.Inc()
+	}
+}
+
+func (m *Metrics) copied(entries int) {
+	if m != nil {
+		m.repaired.Add(float64(entries))
+	}
+}
+
+func (m *Metrics) closedByRecovery() {
+	if m != nil {
+		m.recovered.Inc()
+	}
+}
+
+func (m *Metrics) readAgain(hedged bool) {
+	switch {
+	case m == nil:
+	case hedged:
+		m.hedged.Inc()
+	default:
+		m.retried.Inc()
+	}
 }

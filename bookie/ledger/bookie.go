@@ -65,3 +65,15 @@ type Info struct {
 	Term   int64 // highest fence term; 0: never fenced
 	Limbo  bool  // absences here are answered Unknown
 }
+
+// Description is what a bookie says of itself.
+type Description struct {
+	Member         Member
+	ReadOnly       bool // refuses data; control goes on
+	ReadOnlyReason string
+	Ledgers        uint64
+	HotBytes       uint64 // on disk, in the log
+	ColdBytes      uint64 // on disk, sorted
+	DiskFreeBytes  uint64
+	DiskTotalBytes uint64
+}

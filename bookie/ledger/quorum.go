@@ -1,5 +1,7 @@
 package ledger
 
+import "slices"
+
 // The write set of an entry is every slot of its fragment: ensemble size and
 // write quorum are the same, so there is no striping, no modulo of entry ids,
 // and one coverage for entries and ensembles.
@@ -58,4 +60,10 @@ func (m *Metadata) Members() []Member {
 		}
 	}
 	return all
+}
+
+// SameFragment reports whether two fragments start at the same entry and name
+// the same bookies.
+func SameFragment(a, b *Fragment) bool {
+	return a.First == b.First && slices.Equal(a.Ensemble, b.Ensemble)
 }
