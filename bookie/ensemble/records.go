@@ -80,7 +80,7 @@ func (c *Client) putRecord(ctx context.Context, rev meta.Revision, md *ledger.Me
 			if !open {
 				return 0, fmt.Errorf("write the record of ledger %d: %w", md.ID, getErr)
 			}
-		case kv.Revision != rev && bytes.Equal(kv.Value, value):
+		case kv.Revision != rev && open && bytes.Equal(kv.Value, value):
 			return kv.Revision, nil
 		case kv.Revision != rev:
 			return 0, &movedError{id: md.ID, now: kv}
