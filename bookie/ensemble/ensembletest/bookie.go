@@ -53,6 +53,14 @@ type stored struct {
 	deleted bool
 	limbo   bool
 	damaged map[ledger.EntryID]bool
+	last    ledger.EntryID // highest ever stored
+	lac     ledger.EntryID // highest in any envelope ever stored
+}
+
+// put stores an entry.
+func (l *stored) put(e ledger.Entry) {
+	l.entries[e.Envelope.Entry] = e
+	l.last, l.lac = max(l.last, e.Envelope.Entry), max(l.lac, e.Envelope.LAC)
 }
 
 type job struct {
@@ -243,7 +251,7 @@ func (b *Bookie) Entry(id ledger.ID, e ledger.EntryID) (ledger.Entry, bool) {
 func (b *Bookie) Put(e ledger.Entry) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.ledgerLocked(e.Envelope.Ledger).entries[e.Envelope.Entry] = e
+	b.ledgerLocked(e.Envelope.Ledger).put(e)
 }
 
 // Term is the highest fence term of a ledger; 0: never fenced.
@@ -267,25 +275,11 @@ func (b *Bookie) Calls() (adds, reads, fences int) {
 func (b *Bookie) ledgerLocked(id ledger.ID) *stored {
 	l := b.ledgers[id]
 	if l == nil {
-		l = &stored{entries: make(map[ledger.EntryID]ledger.Entry), damaged: make(map[ledger.EntryID]bool)}
+		l = &stored{
+			entries: make(map[ledger.EntryID]ledger.Entry), damaged: make(map[ledger.EntryID]bool),
+			last: ledger.NoEntry, lac: ledger.NoEntry,
+		}
 		b.ledgers[id] = l
 	}
 	return l
-}
-
-// lac is the highest LAC in any envelope held.
-func (l *stored) lac() ledger.EntryID {
-	lac := ledger.NoEntry
-	for _, e := range l.entries {
-		lac = max(lac, e.Envelope.LAC)
-	}
-	return lac
-}
-
-func (l *stored) last() ledger.EntryID {
-	last := ledger.NoEntry
-	for e := range l.entries {
-		last = max(last, e)
-	}
-	return last
 }

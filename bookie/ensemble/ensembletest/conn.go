@@ -131,7 +131,7 @@ func (b *Bookie) storeLocked(to ledger.Member, a ledger.Add) error {
 	if old, ok := l.entries[a.Envelope.Entry]; ok && !bytes.Equal(old.Body, a.Body) {
 		return fmt.Errorf("entry %d of ledger %d is here with another body: %w", a.Envelope.Entry, id, ledger.ErrCorrupt)
 	}
-	l.entries[a.Envelope.Entry] = entry
+	l.put(entry)
 	return nil
 }
 
@@ -193,7 +193,7 @@ func (c *conn) Fence(ctx context.Context, id ledger.ID, term int64) (ledger.Fenc
 	if err := l.fence(term); err != nil {
 		return none, err
 	}
-	reply := ledger.FenceReply{LastEntry: l.last(), LAC: l.lac()}
+	reply := ledger.FenceReply{LastEntry: l.last, LAC: l.lac}
 	if l.limbo {
 		return reply, ledger.ErrUnknown
 	}
@@ -243,7 +243,7 @@ func (c *conn) Read(ctx context.Context, r ledger.ReadRequest) (ledger.ReadReply
 }
 
 func (l *stored) read(r ledger.ReadRequest) ledger.ReadReply {
-	reply := ledger.ReadReply{LAC: l.lac()}
+	reply := ledger.ReadReply{LAC: l.lac}
 	size := 0
 	for e := r.First; e <= r.Last; e++ {
 		entry, ok := l.entries[e]
@@ -292,8 +292,8 @@ func (c *conn) Info(ctx context.Context, id ledger.ID) (ledger.Info, error) {
 	case l.deleted:
 		return ledger.Info{}, ledger.ErrDeleted
 	}
-	info := ledger.Info{LAC: l.lac(), Term: l.term, Limbo: l.limbo}
-	for e := ledger.EntryID(0); e <= l.last(); e++ {
+	info := ledger.Info{LAC: l.lac, Term: l.term, Limbo: l.limbo}
+	for e := ledger.EntryID(0); e <= l.last; e++ {
 		if _, ok := l.entries[e]; !ok {
 			continue
 		}

@@ -165,13 +165,16 @@ func (p *plan) seed(segment uint32) uint32 {
 func (p *plan) place(g *group, size int, o *Options) {
 	need := alignBlock(size + commitBytes)
 	if p.offset+int64(need)+blockBytes > o.SegmentBytes {
-		p.segment, p.sequence, p.offset = p.segment+1, 0, blockBytes
+		p.roll()
 	}
 	p.sequence++
 	g.segment, g.sequence, g.offset, g.seed = p.segment, p.sequence, p.offset, p.seed(p.segment)
 	g.limit = max(need, int(min(int64(o.GroupBytes), o.SegmentBytes-blockBytes-p.offset)))
 	g.crc = g.seed
 }
+
+// roll goes on with the next segment.
+func (p *plan) roll() { p.segment, p.sequence, p.offset = p.segment+1, 0, blockBytes }
 
 // close fixes the size of g; nothing may be added to it afterwards.
 func (p *plan) close(g *group) { p.offset = g.offset + int64(g.fileBytes()) }

@@ -11,9 +11,9 @@ import (
 )
 
 const (
-	// zeroChunkBytes is written at a time ahead of the log: small, since the log's own
-	// sync may have to wait for it on the disk.
-	zeroChunkBytes = 256 << 10
+	// maxZeroBytes is written at a time ahead of the log: little, since the log's own sync
+	// may have to wait for it on the disk.
+	maxZeroBytes = 256 << 10
 	// maxAheadBytes is how far the active segment is written ahead of the log.
 	maxAheadBytes = 16 << 20
 	// noSpaceRetry is how often a full disk is tried again.
@@ -54,7 +54,7 @@ type keeper struct {
 
 	noSpace atomic.Bool // nothing beyond the frontiers can be promised
 	timer   *time.Timer
-	zeros   []byte
+	zeros   []byte // written at a time
 	stopped chan struct{}
 }
 
@@ -97,11 +97,11 @@ func (k *keeper) pickLocked() task {
 	case k.next == nil:
 		return k.prepare
 	case k.active.frontier < k.activeTargetLocked():
-		return func() error { return k.extend(k.active) }
+		return k.extending(k.active)
 	case len(k.toSeal) > 0:
 		return k.sealFirst
 	case k.next.frontier < k.nextTargetLocked():
-		return func() error { return k.extend(k.next) }
+		return k.extending(k.next)
 	case len(k.spares) > max(k.opts.SpareSegments, 0):
 		return k.removeSpare
 	}
@@ -199,11 +199,13 @@ func (k *keeper) removeSpare() error {
 	return k.folder.fs.Remove(k.folder.name(sp.number, spareSuffix))
 }
 
+func (k *keeper) extending(s *segmentFile) task { return func() error { return k.extend(s) } }
+
 // extend writes the next zeros of s.
 func (k *keeper) extend(s *segmentFile) error {
 	k.mu.Lock()
 	off := s.frontier
-	n := min(zeroChunkBytes, k.opts.SegmentBytes-off)
+	n := min(int64(len(k.zeros)), k.opts.SegmentBytes-off)
 	s.extending = true
 	k.mu.Unlock()
 	_, err := s.file.WriteAt(k.zeros[:n], off)
@@ -298,8 +300,17 @@ func (k *keeper) sealFirst() error {
 	return nil
 }
 
-// pause waits for space on a full disk: until a spare comes or for noSpaceRetry.
+// pause waits for space on a full disk: until a spare comes or for noSpaceRetry. While
+// there are spares, the smallest gives its space instead.
 func (k *keeper) pause(err error) {
+	k.mu.Lock()
+	spares := len(k.spares)
+	k.mu.Unlock()
+	if spares > 0 {
+		if err = k.removeSpare(); err == nil {
+			return
+		}
+	}
 	k.noSpace.Store(true)
 	k.opts.Log.Warn("disk is full, the log cannot extend its files", "error", err)
 	k.mu.Lock()

@@ -108,9 +108,15 @@ func (l *Log) openGroupLocked(size int) (*group, error) {
 	before := l.plan
 	l.plan.place(g, size, &l.opts)
 	if !l.roomLocked(g, size) {
+		// This file cannot grow. The next one may be a recycled one, which need not.
 		l.plan = before
-		l.idle = append(l.idle, g)
-		return nil, errFull
+		l.plan.roll()
+		l.plan.place(g, size, &l.opts)
+		if !l.roomLocked(g, size) {
+			l.plan = before
+			l.idle = append(l.idle, g)
+			return nil, errFull
+		}
 	}
 	g.mem = l.pool.get(min(alignBlock(max(size+commitBytes, l.hintLocked())), max(g.limit, minBufferBytes)))
 	l.open = g

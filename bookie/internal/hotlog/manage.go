@@ -211,7 +211,8 @@ func (l *Log) Records(segment uint32, yield func(Record, Place) error) error {
 // Recycle gives a sealed segment's file back for new segments. The caller has made
 // everything in it durable elsewhere that still counts, entries and ledger records
 // (M27), and finds it there: Lookup loses the segment's entries before this
-// returns. It waits for readers of the segment. After an error other than
+// returns. Oldest first: an older copy in an older segment comes back with a restart.
+// It waits for readers of the segment. After an error other than
 // ErrNotSealed, ErrRecycled and ErrStopping the log has failed.
 func (l *Log) Recycle(segment uint32) error {
 	l.recycling.Lock()

@@ -70,7 +70,7 @@ func (l *Log) start(replay func(Record, Place) error) error {
 	l.plan = plan{segment: listed.highest + 1, offset: blockBytes, secret: secret}
 	k := &keeper{
 		folder: &l.folder, opts: &l.opts, metrics: l.metrics, segments: l.segments, seed: l.plan.seed, fail: l.fail,
-		toSeal: r.toSeal, spares: r.spares, zeros: vfs.AlignedBuffer(zeroChunkBytes), stopped: make(chan struct{}),
+		toSeal: r.toSeal, spares: r.spares, zeros: vfs.AlignedBuffer(int(min(maxZeroBytes, l.opts.SegmentBytes/16)) &^ (blockBytes - 1)), stopped: make(chan struct{}),
 	}
 	k.changed = sync.NewCond(&k.mu)
 	if l.active, err = k.makeSegment(l.plan.segment); err != nil {

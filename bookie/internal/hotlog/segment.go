@@ -56,7 +56,7 @@ type segmentFile struct {
 
 func newSegment(id, seed uint32, f vfs.File, fileBytes int64) *segmentFile {
 	s := &segmentFile{id: id, seed: seed, file: f, end: blockBytes, usedBytes: blockBytes, content: newSummary(),
-		frontier: fileBytes}
+		frontier: fileBytes &^ (blockBytes - 1)}
 	s.fileBytes.Store(fileBytes)
 	return s
 }

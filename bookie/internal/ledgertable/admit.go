@@ -40,7 +40,7 @@ func (g *Guard) Added(e *ledger.Envelope) {
 	if g.table.deleted.has(g.id) {
 		return
 	}
-	s := g.known()
+	s := g.makeKnown()
 	s.LastEntry = max(s.LastEntry, e.Entry)
 	s.LAC = max(s.LAC, e.LAC)
 	s.Class = max(s.Class, e.Class)
@@ -67,7 +67,7 @@ func (g *Guard) Fenced(term int64) {
 	if g.table.deleted.has(g.id) {
 		return
 	}
-	s := g.known()
+	s := g.makeKnown()
 	s.Term = max(s.Term, term)
 }
 
@@ -76,7 +76,7 @@ func (g *Guard) FenceDurable(term int64) {
 	if g.table.deleted.has(g.id) {
 		return
 	}
-	s := g.known()
+	s := g.makeKnown()
 	s.Term = max(s.Term, term)
 	s.durableTerm = max(s.durableTerm, term)
 }
@@ -88,10 +88,17 @@ func (g *Guard) Delete() {
 	g.state = nil
 }
 
+// SetCreated notes when the ledger was first seen, unless that is noted already.
+func (g *Guard) SetCreated(ms int64) {
+	if g.state != nil && g.state.Created == 0 {
+		g.state.Created = ms
+	}
+}
+
 // SetLimbo puts the ledger in limbo.
 func (g *Guard) SetLimbo() {
 	if !g.table.deleted.has(g.id) {
-		g.known().Limbo = true
+		g.makeKnown().Limbo = true
 	}
 }
 

@@ -49,11 +49,14 @@ func (t *Table) Lock(id ledger.ID) Guard {
 	return Guard{table: t, shard: s, id: id, state: s.ledgers[id]}
 }
 
+// Known reports whether anything is known of the ledger.
+func (g *Guard) Known() bool { return g.state != nil }
+
 // Unlock gives the lock back; the Guard is not used after it.
 func (g *Guard) Unlock() { g.shard.mu.Unlock() }
 
-// known returns the state, made if there was none.
-func (g *Guard) known() *state {
+// makeKnown returns the state, made if there was none.
+func (g *Guard) makeKnown() *state {
 	if g.state == nil {
 		if g.shard.ledgers == nil {
 			g.shard.ledgers = make(map[ledger.ID]*state)
@@ -120,7 +123,7 @@ func (t *Table) MergeRecord(id ledger.ID, r Record, segment uint32) {
 	}
 	g := t.Lock(id)
 	defer g.Unlock()
-	s := g.known()
+	s := g.makeKnown()
 	s.Merge(r)
 	s.durableTerm = s.Term // it was read from disk
 	s.saved = max(s.saved, segment)

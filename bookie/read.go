@@ -1,0 +1,187 @@
+package bookie
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/magnetar-io/magnetar/bookie/internal/hotlog"
+	"github.com/magnetar-io/magnetar/bookie/internal/ledgertable"
+	"github.com/magnetar-io/magnetar/bookie/internal/wire"
+	"github.com/magnetar-io/magnetar/bookie/ledger"
+)
+
+const (
+	// maxReadBytes bounds one read, unless one entry alone is larger.
+	maxReadBytes = 4 << 20
+	// maxReadEntries bounds the answers in one reply.
+	maxReadEntries = 4096
+	// maxLookups is how often an entry is looked up again because it was moved while
+	// it was about to be read.
+	maxLookups = 10
+)
+
+// Read returns a run of entries. An ordinary read ends with the first that is not
+// found; a recovery read fences first, durably, and goes on past absences. Every
+// entry was checked, save for bodies that were asked for in part.
+//
+// ErrDeleted, ErrFenced (a higher term exists), ErrTooBusy (too many bytes are
+// being read).
+func (n *Node) Read(ctx context.Context, r ledger.ReadRequest) (ledger.ReadReply, error) {
+	if r.Ledger < 1 || r.First < 0 || r.Last < r.First || r.FenceTerm < 0 || r.MaxBytes < 0 || r.HeadBytes < 0 {
+		return ledger.ReadReply{}, fmt.Errorf("read entries %d to %d of ledger %d: %w", r.First, r.Last, r.Ledger, wire.ErrInvalid)
+	}
+	if r.MaxBytes == 0 || r.MaxBytes > maxReadBytes {
+		r.MaxBytes = maxReadBytes
+	}
+	if r.FenceTerm > 0 {
+		if err := n.fence(ctx, r.Ledger, r.FenceTerm); err != nil {
+			return ledger.ReadReply{}, err
+		}
+	}
+	if err := n.readGate.enter(); err != nil {
+		return ledger.ReadReply{}, err
+	}
+	defer n.readGate.leave()
+	if !n.reading.take(int64(r.MaxBytes), r.FenceTerm > 0) {
+		return ledger.ReadReply{}, fmt.Errorf("read ledger %d: %d bytes are being read: %w", r.Ledger, n.reading.bytes.Load(), ledger.ErrTooBusy)
+	}
+	defer n.reading.give(int64(r.MaxBytes))
+
+	g := n.table.Lock(r.Ledger)
+	err := g.CheckRead()
+	record, _ := g.Record()
+	run := readRun{node: n, request: r, record: record, absence: g.Absence()}
+	g.Unlock()
+	if err != nil {
+		return ledger.ReadReply{}, err
+	}
+	run.collect(ctx)
+	n.metrics.count(run.entries)
+	return ledger.ReadReply{Entries: run.entries, LAC: record.LAC}, nil
+}
+
+// readRun gathers the answers of one read.
+type readRun struct {
+	node    *Node
+	request ledger.ReadRequest
+	record  ledgertable.Record
+	absence ledger.ReadStatus // for what is nowhere
+	entries []ledger.ReadEntry
+	bytes   int
+	found   []ledger.Entry // of one step, reused
+}
+
+// collect fills entries: at least one.
+func (r *readRun) collect(ctx context.Context) {
+	for len(r.entries) < maxReadEntries {
+		next := r.request.First + ledger.EntryID(len(r.entries))
+		if next > r.request.Last || len(r.entries) > 0 && (r.bytes >= r.request.MaxBytes || ctx.Err() != nil) {
+			return
+		}
+		status := r.step(next)
+		if status == ledger.Found {
+			continue
+		}
+		r.entries = append(r.entries, ledger.ReadEntry{Status: status})
+		if status == ledger.Unknown || r.request.FenceTerm == 0 {
+			return
+		}
+	}
+}
+
+// step appends what is found from entry next on, at least that one, or says why
+// not.
+func (r *readRun) step(next ledger.EntryID) ledger.ReadStatus {
+	if next > r.record.LastEntry {
+		return r.absence // nothing above was ever here
+	}
+	last := min(r.request.Last, r.record.LastEntry, r.request.First+maxReadEntries-1)
+	for range maxLookups {
+		found, err := r.node.stored(r.request.Ledger, next, last, r.request.MaxBytes-r.bytes, r.request.HeadBytes, r.found[:0])
+		switch {
+		case err == nil:
+			r.found = found
+			for i := range found {
+				r.entries = append(r.entries, ledger.ReadEntry{Status: ledger.Found, Entry: found[i]})
+				r.bytes += ledger.EnvelopeBytes + len(found[i].Body)
+			}
+			return ledger.Found
+		case errors.Is(err, hotlog.ErrRecycled):
+			continue // moved meanwhile: it is found again elsewhere
+		case errors.Is(err, ledger.ErrNoEntry):
+			return r.absence
+		default:
+			r.node.log.Error("entry cannot be read", "ledger", r.request.Ledger, "entry", next, "error", err)
+			return ledger.Unknown
+		}
+	}
+	return ledger.Unknown
+}
+
+// stored reads a run from where it is, at least entry first. ErrNoEntry: nowhere,
+// surely. An entry is in the cold store before it leaves the log, so whoever asks
+// the log first misses none.
+func (n *Node) stored(id ledger.ID, first, last ledger.EntryID, maxBytes, headBytes int, dst []ledger.Entry) ([]ledger.Entry, error) {
+	return n.hot.ReadRun(id, first, last, maxBytes, headBytes, dst)
+}
+
+// Info tells what is known of a ledger. ErrNoLedger: nothing, surely. ErrUnknown:
+// nothing, but it may have been lost. ErrDeleted.
+func (n *Node) Info(_ context.Context, id ledger.ID) (ledger.Info, error) {
+	if err := n.readGate.enter(); err != nil {
+		return ledger.Info{}, err
+	}
+	defer n.readGate.leave()
+	g := n.table.Lock(id)
+	err := g.CheckRead()
+	record, known := g.Record()
+	limbo := g.Absence() == ledger.Unknown
+	g.Unlock()
+	switch {
+	case err != nil:
+		return ledger.Info{}, err
+	case !known && limbo:
+		return ledger.Info{}, fmt.Errorf("ledger %d: %w", id, ledger.ErrUnknown)
+	case !known:
+		return ledger.Info{}, fmt.Errorf("ledger %d: %w", id, ledger.ErrNoLedger)
+	}
+	ranges, err := n.ranges(id)
+	if err != nil {
+		return ledger.Info{}, err
+	}
+	return ledger.Info{Ranges: ranges, LAC: record.LAC, Term: record.Term, Limbo: limbo}, nil
+}
+
+// ranges lists which entries of a ledger are here; the log first, as in stored.
+func (n *Node) ranges(id ledger.ID) ([]ledger.EntryRange, error) {
+	return mergeRanges(n.hot.Ranges(id)), nil
+}
+
+// mergeRanges sorts ranges and joins those that touch or overlap.
+func mergeRanges(ranges []ledger.EntryRange) []ledger.EntryRange {
+	slices.SortFunc(ranges, func(a, b ledger.EntryRange) int { return int(min(max(a.First-b.First, -1), 1)) })
+	merged := ranges[:0]
+	for _, r := range ranges {
+		if k := len(merged); k > 0 && r.First <= merged[k-1].Last+1 {
+			merged[k-1].Last = max(merged[k-1].Last, r.Last)
+			continue
+		}
+		merged = append(merged, r)
+	}
+	return merged
+}
+
+// maxListed bounds one page of List.
+const maxListed = 10_000
+
+// List returns up to limit ids above after, in order; limit 0 or too large: a
+// page.
+func (n *Node) List(_ context.Context, after ledger.ID, limit int) (ids []ledger.ID, more bool, err error) {
+	if limit <= 0 || limit > maxListed {
+		limit = maxListed
+	}
+	ids, more = n.table.List(after, limit)
+	return ids, more, nil
+}
