@@ -3098,6 +3098,7 @@ type Subscribe struct {
 	xxx_hidden_Priority        int32                  `protobuf:"varint,8,opt,name=priority"`
 	xxx_hidden_Properties      map[string]string      `protobuf:"bytes,9,rep,name=properties" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	xxx_hidden_MustExist       bool                   `protobuf:"varint,10,opt,name=must_exist,json=mustExist"`
+	xxx_hidden_Instance        *string                `protobuf:"bytes,11,opt,name=instance"`
 	XXX_raceDetectHookData     protoimpl.RaceDetectHookData
 	XXX_presence               [1]uint32
 	unknownFields              protoimpl.UnknownFields
@@ -3210,29 +3211,39 @@ func (x *Subscribe) GetMustExist() bool {
 	return false
 }
 
+func (x *Subscribe) GetInstance() string {
+	if x != nil {
+		if x.xxx_hidden_Instance != nil {
+			return *x.xxx_hidden_Instance
+		}
+		return ""
+	}
+	return ""
+}
+
 func (x *Subscribe) SetConsumerId(v uint64) {
 	x.xxx_hidden_ConsumerId = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 10)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 11)
 }
 
 func (x *Subscribe) SetTopic(v string) {
 	x.xxx_hidden_Topic = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 10)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 11)
 }
 
 func (x *Subscribe) SetSubscription(v string) {
 	x.xxx_hidden_Subscription = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 10)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 11)
 }
 
 func (x *Subscribe) SetType(v SubscriptionType) {
 	x.xxx_hidden_Type = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 10)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 11)
 }
 
 func (x *Subscribe) SetConsumerName(v string) {
 	x.xxx_hidden_ConsumerName = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 4, 10)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 4, 11)
 }
 
 func (x *Subscribe) SetInitialPosition(v *Position) {
@@ -3241,12 +3252,12 @@ func (x *Subscribe) SetInitialPosition(v *Position) {
 
 func (x *Subscribe) SetNonDurable(v bool) {
 	x.xxx_hidden_NonDurable = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 6, 10)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 6, 11)
 }
 
 func (x *Subscribe) SetPriority(v int32) {
 	x.xxx_hidden_Priority = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 7, 10)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 7, 11)
 }
 
 func (x *Subscribe) SetProperties(v map[string]string) {
@@ -3255,7 +3266,12 @@ func (x *Subscribe) SetProperties(v map[string]string) {
 
 func (x *Subscribe) SetMustExist(v bool) {
 	x.xxx_hidden_MustExist = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 9, 10)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 9, 11)
+}
+
+func (x *Subscribe) SetInstance(v string) {
+	x.xxx_hidden_Instance = &v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 10, 11)
 }
 
 func (x *Subscribe) HasConsumerId() bool {
@@ -3321,6 +3337,13 @@ func (x *Subscribe) HasMustExist() bool {
 	return protoimpl.X.Present(&(x.XXX_presence[0]), 9)
 }
 
+func (x *Subscribe) HasInstance() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 10)
+}
+
 func (x *Subscribe) ClearConsumerId() {
 	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 0)
 	x.xxx_hidden_ConsumerId = 0
@@ -3365,6 +3388,11 @@ func (x *Subscribe) ClearMustExist() {
 	x.xxx_hidden_MustExist = false
 }
 
+func (x *Subscribe) ClearInstance() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 10)
+	x.xxx_hidden_Instance = nil
+}
+
 type Subscribe_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
@@ -3378,6 +3406,7 @@ type Subscribe_builder struct {
 	Priority        *int32
 	Properties      map[string]string
 	MustExist       *bool
+	Instance        *string
 }
 
 func (b0 Subscribe_builder) Build() *Subscribe {
@@ -3385,38 +3414,42 @@ func (b0 Subscribe_builder) Build() *Subscribe {
 	b, x := &b0, m0
 	_, _ = b, x
 	if b.ConsumerId != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 10)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 11)
 		x.xxx_hidden_ConsumerId = *b.ConsumerId
 	}
 	if b.Topic != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 10)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 11)
 		x.xxx_hidden_Topic = b.Topic
 	}
 	if b.Subscription != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 10)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 11)
 		x.xxx_hidden_Subscription = b.Subscription
 	}
 	if b.Type != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 10)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 11)
 		x.xxx_hidden_Type = *b.Type
 	}
 	if b.ConsumerName != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 4, 10)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 4, 11)
 		x.xxx_hidden_ConsumerName = b.ConsumerName
 	}
 	x.xxx_hidden_InitialPosition = b.InitialPosition
 	if b.NonDurable != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 6, 10)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 6, 11)
 		x.xxx_hidden_NonDurable = *b.NonDurable
 	}
 	if b.Priority != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 7, 10)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 7, 11)
 		x.xxx_hidden_Priority = *b.Priority
 	}
 	x.xxx_hidden_Properties = b.Properties
 	if b.MustExist != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 9, 10)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 9, 11)
 		x.xxx_hidden_MustExist = *b.MustExist
+	}
+	if b.Instance != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 10, 11)
+		x.xxx_hidden_Instance = b.Instance
 	}
 	return m0
 }
@@ -3683,6 +3716,7 @@ type Ack struct {
 	xxx_hidden_RequestId   uint64                 `protobuf:"varint,2,opt,name=request_id,json=requestId"`
 	xxx_hidden_Cumulative  bool                   `protobuf:"varint,3,opt,name=cumulative"`
 	xxx_hidden_Positions   *[]*AckPosition        `protobuf:"bytes,4,rep,name=positions"`
+	xxx_hidden_Epoch       uint64                 `protobuf:"varint,5,opt,name=epoch"`
 	XXX_raceDetectHookData protoimpl.RaceDetectHookData
 	XXX_presence           [1]uint32
 	unknownFields          protoimpl.UnknownFields
@@ -3744,23 +3778,35 @@ func (x *Ack) GetPositions() []*AckPosition {
 	return nil
 }
 
+func (x *Ack) GetEpoch() uint64 {
+	if x != nil {
+		return x.xxx_hidden_Epoch
+	}
+	return 0
+}
+
 func (x *Ack) SetConsumerId(v uint64) {
 	x.xxx_hidden_ConsumerId = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 4)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 5)
 }
 
 func (x *Ack) SetRequestId(v uint64) {
 	x.xxx_hidden_RequestId = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 4)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 5)
 }
 
 func (x *Ack) SetCumulative(v bool) {
 	x.xxx_hidden_Cumulative = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 4)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 5)
 }
 
 func (x *Ack) SetPositions(v []*AckPosition) {
 	x.xxx_hidden_Positions = &v
+}
+
+func (x *Ack) SetEpoch(v uint64) {
+	x.xxx_hidden_Epoch = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 4, 5)
 }
 
 func (x *Ack) HasConsumerId() bool {
@@ -3784,6 +3830,13 @@ func (x *Ack) HasCumulative() bool {
 	return protoimpl.X.Present(&(x.XXX_presence[0]), 2)
 }
 
+func (x *Ack) HasEpoch() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 4)
+}
+
 func (x *Ack) ClearConsumerId() {
 	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 0)
 	x.xxx_hidden_ConsumerId = 0
@@ -3799,6 +3852,11 @@ func (x *Ack) ClearCumulative() {
 	x.xxx_hidden_Cumulative = false
 }
 
+func (x *Ack) ClearEpoch() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 4)
+	x.xxx_hidden_Epoch = 0
+}
+
 type Ack_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
@@ -3806,6 +3864,7 @@ type Ack_builder struct {
 	RequestId  *uint64
 	Cumulative *bool
 	Positions  []*AckPosition
+	Epoch      *uint64
 }
 
 func (b0 Ack_builder) Build() *Ack {
@@ -3813,18 +3872,22 @@ func (b0 Ack_builder) Build() *Ack {
 	b, x := &b0, m0
 	_, _ = b, x
 	if b.ConsumerId != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 4)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 5)
 		x.xxx_hidden_ConsumerId = *b.ConsumerId
 	}
 	if b.RequestId != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 4)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 5)
 		x.xxx_hidden_RequestId = *b.RequestId
 	}
 	if b.Cumulative != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 4)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 5)
 		x.xxx_hidden_Cumulative = *b.Cumulative
 	}
 	x.xxx_hidden_Positions = &b.Positions
+	if b.Epoch != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 4, 5)
+		x.xxx_hidden_Epoch = *b.Epoch
+	}
 	return m0
 }
 
@@ -4731,6 +4794,7 @@ type Delivery struct {
 	state                  protoimpl.MessageState `protogen:"opaque.v1"`
 	xxx_hidden_ConsumerId  uint64                 `protobuf:"varint,1,opt,name=consumer_id,json=consumerId"`
 	xxx_hidden_Entries     *[]*DeliveredEntry     `protobuf:"bytes,2,rep,name=entries"`
+	xxx_hidden_Epoch       uint64                 `protobuf:"varint,3,opt,name=epoch"`
 	XXX_raceDetectHookData protoimpl.RaceDetectHookData
 	XXX_presence           [1]uint32
 	unknownFields          protoimpl.UnknownFields
@@ -4778,13 +4842,25 @@ func (x *Delivery) GetEntries() []*DeliveredEntry {
 	return nil
 }
 
+func (x *Delivery) GetEpoch() uint64 {
+	if x != nil {
+		return x.xxx_hidden_Epoch
+	}
+	return 0
+}
+
 func (x *Delivery) SetConsumerId(v uint64) {
 	x.xxx_hidden_ConsumerId = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 2)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 3)
 }
 
 func (x *Delivery) SetEntries(v []*DeliveredEntry) {
 	x.xxx_hidden_Entries = &v
+}
+
+func (x *Delivery) SetEpoch(v uint64) {
+	x.xxx_hidden_Epoch = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 3)
 }
 
 func (x *Delivery) HasConsumerId() bool {
@@ -4794,9 +4870,21 @@ func (x *Delivery) HasConsumerId() bool {
 	return protoimpl.X.Present(&(x.XXX_presence[0]), 0)
 }
 
+func (x *Delivery) HasEpoch() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 2)
+}
+
 func (x *Delivery) ClearConsumerId() {
 	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 0)
 	x.xxx_hidden_ConsumerId = 0
+}
+
+func (x *Delivery) ClearEpoch() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 2)
+	x.xxx_hidden_Epoch = 0
 }
 
 type Delivery_builder struct {
@@ -4804,6 +4892,7 @@ type Delivery_builder struct {
 
 	ConsumerId *uint64
 	Entries    []*DeliveredEntry
+	Epoch      *uint64
 }
 
 func (b0 Delivery_builder) Build() *Delivery {
@@ -4811,10 +4900,14 @@ func (b0 Delivery_builder) Build() *Delivery {
 	b, x := &b0, m0
 	_, _ = b, x
 	if b.ConsumerId != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 2)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 3)
 		x.xxx_hidden_ConsumerId = *b.ConsumerId
 	}
 	x.xxx_hidden_Entries = &b.Entries
+	if b.Epoch != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 3)
+		x.xxx_hidden_Epoch = *b.Epoch
+	}
 	return m0
 }
 
@@ -5542,7 +5635,7 @@ const file_proto_broker_v1_broker_proto_rawDesc = "" +
 	"\x02id\x18\x03 \x01(\v2\x1d.magnetar.broker.v1.MessageIdH\x00R\x02id\x12(\n" +
 	"\x0fpublish_time_ms\x18\x04 \x01(\x03H\x00R\rpublishTimeMs\x12:\n" +
 	"\bafter_id\x18\x05 \x01(\v2\x1d.magnetar.broker.v1.MessageIdH\x00R\aafterIdB\x04\n" +
-	"\x02at\"\xf8\x03\n" +
+	"\x02at\"\x94\x04\n" +
 	"\tSubscribe\x12\x1f\n" +
 	"\vconsumer_id\x18\x01 \x01(\x04R\n" +
 	"consumerId\x12\x14\n" +
@@ -5559,7 +5652,8 @@ const file_proto_broker_v1_broker_proto_rawDesc = "" +
 	"properties\x12\x1d\n" +
 	"\n" +
 	"must_exist\x18\n" +
-	" \x01(\bR\tmustExist\x1a=\n" +
+	" \x01(\bR\tmustExist\x12\x1a\n" +
+	"\binstance\x18\v \x01(\tR\binstance\x1a=\n" +
 	"\x0fPropertiesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"W\n" +
@@ -5571,7 +5665,7 @@ const file_proto_broker_v1_broker_proto_rawDesc = "" +
 	"\vAckPosition\x12\x16\n" +
 	"\x06ledger\x18\x01 \x01(\x03R\x06ledger\x12\x14\n" +
 	"\x05entry\x18\x02 \x01(\x03R\x05entry\x12\x17\n" +
-	"\aack_set\x18\x03 \x03(\x06R\x06ackSet\"\xa4\x01\n" +
+	"\aack_set\x18\x03 \x03(\x06R\x06ackSet\"\xba\x01\n" +
 	"\x03Ack\x12\x1f\n" +
 	"\vconsumer_id\x18\x01 \x01(\x04R\n" +
 	"consumerId\x12\x1d\n" +
@@ -5580,7 +5674,8 @@ const file_proto_broker_v1_broker_proto_rawDesc = "" +
 	"\n" +
 	"cumulative\x18\x03 \x01(\bR\n" +
 	"cumulative\x12=\n" +
-	"\tpositions\x18\x04 \x03(\v2\x1f.magnetar.broker.v1.AckPositionR\tpositions\"k\n" +
+	"\tpositions\x18\x04 \x03(\v2\x1f.magnetar.broker.v1.AckPositionR\tpositions\x12\x14\n" +
+	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\"k\n" +
 	"\tRedeliver\x12\x1f\n" +
 	"\vconsumer_id\x18\x01 \x01(\x04R\n" +
 	"consumerId\x12=\n" +
@@ -5615,11 +5710,12 @@ const file_proto_broker_v1_broker_proto_rawDesc = "" +
 	"consumerId\x12E\n" +
 	"\x0flast_message_id\x18\x02 \x01(\v2\x1d.magnetar.broker.v1.MessageIdR\rlastMessageId\x12!\n" +
 	"\fwindow_bytes\x18\x03 \x01(\x04R\vwindowBytes\x12\x18\n" +
-	"\acreated\x18\x04 \x01(\bR\acreated\"i\n" +
+	"\acreated\x18\x04 \x01(\bR\acreated\"\x7f\n" +
 	"\bDelivery\x12\x1f\n" +
 	"\vconsumer_id\x18\x01 \x01(\x04R\n" +
 	"consumerId\x12<\n" +
-	"\aentries\x18\x02 \x03(\v2\".magnetar.broker.v1.DeliveredEntryR\aentries\"\x9a\x01\n" +
+	"\aentries\x18\x02 \x03(\v2\".magnetar.broker.v1.DeliveredEntryR\aentries\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\"\x9a\x01\n" +
 	"\x0eDeliveredEntry\x12\x16\n" +
 	"\x06ledger\x18\x01 \x01(\x03R\x06ledger\x12\x14\n" +
 	"\x05entry\x18\x02 \x01(\x03R\x05entry\x12)\n" +
