@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cockroachdb/pebble/v2"
 
@@ -106,19 +107,19 @@ func (x *Index) fatal(err error) {
 	}
 }
 
-// events listens to the engine. Its calls come with the engine's lock held.
+// events listens to the engine. Most of its calls come with the engine's lock held.
 //
 // A flush that failed shows in two calls, FlushEnd and then BackgroundError with
 // the same error. FlushEnd alone has an error for an empty flush too, BackgroundError
 // alone one for a compaction, which costs nothing but space.
 func (x *Index) events() *pebble.EventListener {
 	log := x.opts.Log
-	var flushErr error // of the last flush; guarded by the engine's lock
+	var last atomic.Pointer[error] // of the last flush
 	return &pebble.EventListener{
-		FlushEnd: func(info pebble.FlushInfo) { flushErr = info.Err },
+		FlushEnd: func(info pebble.FlushInfo) { last.Store(&info.Err) },
 		BackgroundError: func(err error) {
 			log.Error("index background work failed", "error", err)
-			if flushErr == nil || !errors.Is(err, flushErr) {
+			if flushErr := last.Load(); flushErr == nil || *flushErr == nil || !errors.Is(err, *flushErr) {
 				return
 			}
 			if errors.Is(err, vfs.ErrNoSpace) {
