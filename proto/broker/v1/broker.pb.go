@@ -3098,6 +3098,7 @@ type Subscribe struct {
 	xxx_hidden_Priority        int32                  `protobuf:"varint,8,opt,name=priority"`
 	xxx_hidden_Properties      map[string]string      `protobuf:"bytes,9,rep,name=properties" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	xxx_hidden_MustExist       bool                   `protobuf:"varint,10,opt,name=must_exist,json=mustExist"`
+	xxx_hidden_WindowBytes     uint64                 `protobuf:"varint,12,opt,name=window_bytes,json=windowBytes"`
 	xxx_hidden_Instance        *string                `protobuf:"bytes,11,opt,name=instance"`
 	XXX_raceDetectHookData     protoimpl.RaceDetectHookData
 	XXX_presence               [1]uint32
@@ -3211,6 +3212,13 @@ func (x *Subscribe) GetMustExist() bool {
 	return false
 }
 
+func (x *Subscribe) GetWindowBytes() uint64 {
+	if x != nil {
+		return x.xxx_hidden_WindowBytes
+	}
+	return 0
+}
+
 func (x *Subscribe) GetInstance() string {
 	if x != nil {
 		if x.xxx_hidden_Instance != nil {
@@ -3223,27 +3231,27 @@ func (x *Subscribe) GetInstance() string {
 
 func (x *Subscribe) SetConsumerId(v uint64) {
 	x.xxx_hidden_ConsumerId = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 11)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 12)
 }
 
 func (x *Subscribe) SetTopic(v string) {
 	x.xxx_hidden_Topic = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 11)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 12)
 }
 
 func (x *Subscribe) SetSubscription(v string) {
 	x.xxx_hidden_Subscription = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 11)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 12)
 }
 
 func (x *Subscribe) SetType(v SubscriptionType) {
 	x.xxx_hidden_Type = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 11)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 12)
 }
 
 func (x *Subscribe) SetConsumerName(v string) {
 	x.xxx_hidden_ConsumerName = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 4, 11)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 4, 12)
 }
 
 func (x *Subscribe) SetInitialPosition(v *Position) {
@@ -3252,12 +3260,12 @@ func (x *Subscribe) SetInitialPosition(v *Position) {
 
 func (x *Subscribe) SetNonDurable(v bool) {
 	x.xxx_hidden_NonDurable = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 6, 11)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 6, 12)
 }
 
 func (x *Subscribe) SetPriority(v int32) {
 	x.xxx_hidden_Priority = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 7, 11)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 7, 12)
 }
 
 func (x *Subscribe) SetProperties(v map[string]string) {
@@ -3266,12 +3274,17 @@ func (x *Subscribe) SetProperties(v map[string]string) {
 
 func (x *Subscribe) SetMustExist(v bool) {
 	x.xxx_hidden_MustExist = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 9, 11)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 9, 12)
+}
+
+func (x *Subscribe) SetWindowBytes(v uint64) {
+	x.xxx_hidden_WindowBytes = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 10, 12)
 }
 
 func (x *Subscribe) SetInstance(v string) {
 	x.xxx_hidden_Instance = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 10, 11)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 11, 12)
 }
 
 func (x *Subscribe) HasConsumerId() bool {
@@ -3337,11 +3350,18 @@ func (x *Subscribe) HasMustExist() bool {
 	return protoimpl.X.Present(&(x.XXX_presence[0]), 9)
 }
 
-func (x *Subscribe) HasInstance() bool {
+func (x *Subscribe) HasWindowBytes() bool {
 	if x == nil {
 		return false
 	}
 	return protoimpl.X.Present(&(x.XXX_presence[0]), 10)
+}
+
+func (x *Subscribe) HasInstance() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 11)
 }
 
 func (x *Subscribe) ClearConsumerId() {
@@ -3388,8 +3408,13 @@ func (x *Subscribe) ClearMustExist() {
 	x.xxx_hidden_MustExist = false
 }
 
-func (x *Subscribe) ClearInstance() {
+func (x *Subscribe) ClearWindowBytes() {
 	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 10)
+	x.xxx_hidden_WindowBytes = 0
+}
+
+func (x *Subscribe) ClearInstance() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 11)
 	x.xxx_hidden_Instance = nil
 }
 
@@ -3406,7 +3431,10 @@ type Subscribe_builder struct {
 	Priority        *int32
 	Properties      map[string]string
 	MustExist       *bool
-	Instance        *string
+	// The most bytes of entries the client wants outstanding; Subscribed.window_bytes
+	// says what the broker grants. 0: as the broker likes.
+	WindowBytes *uint64
+	Instance    *string
 }
 
 func (b0 Subscribe_builder) Build() *Subscribe {
@@ -3414,41 +3442,45 @@ func (b0 Subscribe_builder) Build() *Subscribe {
 	b, x := &b0, m0
 	_, _ = b, x
 	if b.ConsumerId != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 11)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 12)
 		x.xxx_hidden_ConsumerId = *b.ConsumerId
 	}
 	if b.Topic != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 11)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 12)
 		x.xxx_hidden_Topic = b.Topic
 	}
 	if b.Subscription != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 11)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 12)
 		x.xxx_hidden_Subscription = b.Subscription
 	}
 	if b.Type != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 11)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 12)
 		x.xxx_hidden_Type = *b.Type
 	}
 	if b.ConsumerName != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 4, 11)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 4, 12)
 		x.xxx_hidden_ConsumerName = b.ConsumerName
 	}
 	x.xxx_hidden_InitialPosition = b.InitialPosition
 	if b.NonDurable != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 6, 11)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 6, 12)
 		x.xxx_hidden_NonDurable = *b.NonDurable
 	}
 	if b.Priority != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 7, 11)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 7, 12)
 		x.xxx_hidden_Priority = *b.Priority
 	}
 	x.xxx_hidden_Properties = b.Properties
 	if b.MustExist != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 9, 11)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 9, 12)
 		x.xxx_hidden_MustExist = *b.MustExist
 	}
+	if b.WindowBytes != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 10, 12)
+		x.xxx_hidden_WindowBytes = *b.WindowBytes
+	}
 	if b.Instance != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 10, 11)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 11, 12)
 		x.xxx_hidden_Instance = b.Instance
 	}
 	return m0
@@ -5635,7 +5667,7 @@ const file_proto_broker_v1_broker_proto_rawDesc = "" +
 	"\x02id\x18\x03 \x01(\v2\x1d.magnetar.broker.v1.MessageIdH\x00R\x02id\x12(\n" +
 	"\x0fpublish_time_ms\x18\x04 \x01(\x03H\x00R\rpublishTimeMs\x12:\n" +
 	"\bafter_id\x18\x05 \x01(\v2\x1d.magnetar.broker.v1.MessageIdH\x00R\aafterIdB\x04\n" +
-	"\x02at\"\x94\x04\n" +
+	"\x02at\"\xb7\x04\n" +
 	"\tSubscribe\x12\x1f\n" +
 	"\vconsumer_id\x18\x01 \x01(\x04R\n" +
 	"consumerId\x12\x14\n" +
@@ -5652,7 +5684,8 @@ const file_proto_broker_v1_broker_proto_rawDesc = "" +
 	"properties\x12\x1d\n" +
 	"\n" +
 	"must_exist\x18\n" +
-	" \x01(\bR\tmustExist\x12\x1a\n" +
+	" \x01(\bR\tmustExist\x12!\n" +
+	"\fwindow_bytes\x18\f \x01(\x04R\vwindowBytes\x12\x1a\n" +
 	"\binstance\x18\v \x01(\tR\binstance\x1a=\n" +
 	"\x0fPropertiesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
