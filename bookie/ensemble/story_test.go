@@ -32,15 +32,15 @@ type stage struct {
 }
 
 // play runs a test on n bookies in virtual time.
-func play(t *testing.T, n int, f func(*stage)) { playWith(t, n, ensemble.Options{}, f) }
+func play(t *testing.T, n int, f func(*testing.T, *stage)) { playWith(t, n, ensemble.Options{}, f) }
 
-func playWith(t *testing.T, n int, opts ensemble.Options, f func(*stage)) {
+func playWith(t *testing.T, n int, opts ensemble.Options, f func(*testing.T, *stage)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		s := &stage{t: t, cluster: ensembletest.New(n), store: meta.NewMem()}
 		opts.Store = s.store
 		s.client = s.cluster.Client(t, opts)
-		f(s)
+		f(t, s)
 	})
 }
 
@@ -188,7 +188,7 @@ func (s *stage) wantReadable(id ledger.ID, last ledger.EntryID) {
 
 // A ledger is written by many goroutines, closed and read back: the plain way.
 func TestWriteCloseRead(t *testing.T) {
-	play(t, 3, func(s *stage) {
+	play(t, 3, func(t *testing.T, s *stage) {
 		w := s.create(threeTwo)
 		o := s.appendSome(w, 100, nil)
 		s.wantAcked(o, 100)
@@ -216,7 +216,7 @@ func TestWriteCloseRead(t *testing.T) {
 
 // A writer that goes away leaves a ledger that another process recovers.
 func TestRecoverAfterWriterDies(t *testing.T) {
-	play(t, 3, func(s *stage) {
+	play(t, 3, func(t *testing.T, s *stage) {
 		w := s.create(threeTwo)
 		s.wantAcked(s.appendSome(w, 50, nil), 50)
 		w.Abandon()
