@@ -982,6 +982,7 @@ func (b0 BookieIdentity_builder) Build() *BookieIdentity {
 type Tenant struct {
 	state                  protoimpl.MessageState `protogen:"opaque.v1"`
 	xxx_hidden_CreatedAtMs int64                  `protobuf:"varint,1,opt,name=created_at_ms,json=createdAtMs"`
+	xxx_hidden_Deleting    bool                   `protobuf:"varint,2,opt,name=deleting"`
 	XXX_raceDetectHookData protoimpl.RaceDetectHookData
 	XXX_presence           [1]uint32
 	unknownFields          protoimpl.UnknownFields
@@ -1020,9 +1021,21 @@ func (x *Tenant) GetCreatedAtMs() int64 {
 	return 0
 }
 
+func (x *Tenant) GetDeleting() bool {
+	if x != nil {
+		return x.xxx_hidden_Deleting
+	}
+	return false
+}
+
 func (x *Tenant) SetCreatedAtMs(v int64) {
 	x.xxx_hidden_CreatedAtMs = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 1)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 2)
+}
+
+func (x *Tenant) SetDeleting(v bool) {
+	x.xxx_hidden_Deleting = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 2)
 }
 
 func (x *Tenant) HasCreatedAtMs() bool {
@@ -1032,15 +1045,28 @@ func (x *Tenant) HasCreatedAtMs() bool {
 	return protoimpl.X.Present(&(x.XXX_presence[0]), 0)
 }
 
+func (x *Tenant) HasDeleting() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 1)
+}
+
 func (x *Tenant) ClearCreatedAtMs() {
 	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 0)
 	x.xxx_hidden_CreatedAtMs = 0
+}
+
+func (x *Tenant) ClearDeleting() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 1)
+	x.xxx_hidden_Deleting = false
 }
 
 type Tenant_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
 	CreatedAtMs *int64
+	Deleting    *bool
 }
 
 func (b0 Tenant_builder) Build() *Tenant {
@@ -1048,8 +1074,12 @@ func (b0 Tenant_builder) Build() *Tenant {
 	b, x := &b0, m0
 	_, _ = b, x
 	if b.CreatedAtMs != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 1)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 2)
 		x.xxx_hidden_CreatedAtMs = *b.CreatedAtMs
+	}
+	if b.Deleting != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 2)
+		x.xxx_hidden_Deleting = *b.Deleting
 	}
 	return m0
 }
@@ -1061,6 +1091,7 @@ type Namespace struct {
 	xxx_hidden_RetentionSeconds  int64                  `protobuf:"varint,3,opt,name=retention_seconds,json=retentionSeconds"`
 	xxx_hidden_RetentionBytes    int64                  `protobuf:"varint,4,opt,name=retention_bytes,json=retentionBytes"`
 	xxx_hidden_InitialBundles    uint32                 `protobuf:"varint,5,opt,name=initial_bundles,json=initialBundles"`
+	xxx_hidden_Deleting          bool                   `protobuf:"varint,6,opt,name=deleting"`
 	XXX_raceDetectHookData       protoimpl.RaceDetectHookData
 	XXX_presence                 [1]uint32
 	unknownFields                protoimpl.UnknownFields
@@ -1127,29 +1158,41 @@ func (x *Namespace) GetInitialBundles() uint32 {
 	return 0
 }
 
+func (x *Namespace) GetDeleting() bool {
+	if x != nil {
+		return x.xxx_hidden_Deleting
+	}
+	return false
+}
+
 func (x *Namespace) SetCreatedAtMs(v int64) {
 	x.xxx_hidden_CreatedAtMs = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 5)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 6)
 }
 
 func (x *Namespace) SetDefaultPartitions(v uint32) {
 	x.xxx_hidden_DefaultPartitions = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 5)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 6)
 }
 
 func (x *Namespace) SetRetentionSeconds(v int64) {
 	x.xxx_hidden_RetentionSeconds = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 5)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 6)
 }
 
 func (x *Namespace) SetRetentionBytes(v int64) {
 	x.xxx_hidden_RetentionBytes = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 5)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 6)
 }
 
 func (x *Namespace) SetInitialBundles(v uint32) {
 	x.xxx_hidden_InitialBundles = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 4, 5)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 4, 6)
+}
+
+func (x *Namespace) SetDeleting(v bool) {
+	x.xxx_hidden_Deleting = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 5, 6)
 }
 
 func (x *Namespace) HasCreatedAtMs() bool {
@@ -1187,6 +1230,13 @@ func (x *Namespace) HasInitialBundles() bool {
 	return protoimpl.X.Present(&(x.XXX_presence[0]), 4)
 }
 
+func (x *Namespace) HasDeleting() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 5)
+}
+
 func (x *Namespace) ClearCreatedAtMs() {
 	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 0)
 	x.xxx_hidden_CreatedAtMs = 0
@@ -1212,6 +1262,11 @@ func (x *Namespace) ClearInitialBundles() {
 	x.xxx_hidden_InitialBundles = 0
 }
 
+func (x *Namespace) ClearDeleting() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 5)
+	x.xxx_hidden_Deleting = false
+}
+
 type Namespace_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
@@ -1220,6 +1275,7 @@ type Namespace_builder struct {
 	RetentionSeconds  *int64
 	RetentionBytes    *int64
 	InitialBundles    *uint32
+	Deleting          *bool
 }
 
 func (b0 Namespace_builder) Build() *Namespace {
@@ -1227,24 +1283,28 @@ func (b0 Namespace_builder) Build() *Namespace {
 	b, x := &b0, m0
 	_, _ = b, x
 	if b.CreatedAtMs != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 5)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 6)
 		x.xxx_hidden_CreatedAtMs = *b.CreatedAtMs
 	}
 	if b.DefaultPartitions != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 5)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 6)
 		x.xxx_hidden_DefaultPartitions = *b.DefaultPartitions
 	}
 	if b.RetentionSeconds != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 5)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 6)
 		x.xxx_hidden_RetentionSeconds = *b.RetentionSeconds
 	}
 	if b.RetentionBytes != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 5)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 6)
 		x.xxx_hidden_RetentionBytes = *b.RetentionBytes
 	}
 	if b.InitialBundles != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 4, 5)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 4, 6)
 		x.xxx_hidden_InitialBundles = *b.InitialBundles
+	}
+	if b.Deleting != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 5, 6)
+		x.xxx_hidden_Deleting = *b.Deleting
 	}
 	return m0
 }
@@ -3358,15 +3418,17 @@ const file_proto_meta_v1_meta_proto_rawDesc = "" +
 	"\vincarnation\x18\x01 \x01(\tR\vincarnation\x12\x1f\n" +
 	"\vstart_count\x18\x02 \x01(\x04R\n" +
 	"startCount\x12+\n" +
-	"\x11past_incarnations\x18\x03 \x03(\tR\x10pastIncarnations\",\n" +
+	"\x11past_incarnations\x18\x03 \x03(\tR\x10pastIncarnations\"H\n" +
 	"\x06Tenant\x12\"\n" +
-	"\rcreated_at_ms\x18\x01 \x01(\x03R\vcreatedAtMs\"\xdd\x01\n" +
+	"\rcreated_at_ms\x18\x01 \x01(\x03R\vcreatedAtMs\x12\x1a\n" +
+	"\bdeleting\x18\x02 \x01(\bR\bdeleting\"\xf9\x01\n" +
 	"\tNamespace\x12\"\n" +
 	"\rcreated_at_ms\x18\x01 \x01(\x03R\vcreatedAtMs\x12-\n" +
 	"\x12default_partitions\x18\x02 \x01(\rR\x11defaultPartitions\x12+\n" +
 	"\x11retention_seconds\x18\x03 \x01(\x03R\x10retentionSeconds\x12'\n" +
 	"\x0fretention_bytes\x18\x04 \x01(\x03R\x0eretentionBytes\x12'\n" +
-	"\x0finitial_bundles\x18\x05 \x01(\rR\x0einitialBundles\"\xa3\x01\n" +
+	"\x0finitial_bundles\x18\x05 \x01(\rR\x0einitialBundles\x12\x1a\n" +
+	"\bdeleting\x18\x06 \x01(\bR\bdeleting\"\xa3\x01\n" +
 	"\x05Topic\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x122\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1c.magnetar.meta.v1.TopicStateR\x05state\x12\"\n" +
