@@ -17,9 +17,11 @@ import (
 // test covers it too.
 type engineFS struct {
 	fs magvfs.FS
-	// fatal is told when a folder could not be synced. The engine would panic, on a
-	// goroutine of its own; where fatal returns, as in tests, it goes on and the index
-	// has its error.
+	// fatal is told of the first change that the disk refused for another reason
+	// than being full. The engine cannot live with that, it panics or asks for the end
+	// of the process on goroutines of its own. Where fatal returns, as in tests, it is
+	// told that all is well from then on, so that it can be closed; nothing is promised
+	// any more, and the index answers every call with its error.
 	fatal func(error)
 }
 
@@ -27,32 +29,49 @@ type engineFS struct {
 // at once and for ever.
 const fullDiskPause = 50 * time.Millisecond
 
-func paused(err error) error {
-	if errors.Is(err, magvfs.ErrNoSpace) {
+// changed is what the engine hears of a change of the disk that ended with err.
+func (e engineFS) changed(err error) error {
+	switch {
+	case err == nil, errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrExist):
+		return err
+	case errors.Is(err, magvfs.ErrNoSpace):
 		time.Sleep(fullDiskPause)
+		return err
 	}
-	return err
+	e.fatal(err)
+	return nil
 }
 
-func (e engineFS) file(f magvfs.File, err error, opts []vfs.OpenOption) (vfs.File, error) {
-	if err != nil {
-		return nil, paused(err)
+// written wraps a file opened for writing.
+func (e engineFS) written(f magvfs.File, err error, opts []vfs.OpenOption) (vfs.File, error) {
+	if err = e.changed(err); err != nil {
+		return nil, err
 	}
-	file := &engineFile{File: f}
+	if f == nil {
+		f = noFile{}
+	}
+	return e.open(f, opts), nil
+}
+
+func (e engineFS) open(f magvfs.File, opts []vfs.OpenOption) vfs.File {
+	file := &engineFile{File: f, fs: e}
 	for _, o := range opts {
 		o.Apply(file)
 	}
-	return file, nil
+	return file
 }
 
 func (e engineFS) Create(name string, _ vfs.DiskWriteCategory) (vfs.File, error) {
 	f, err := e.fs.Create(name)
-	return e.file(f, err, nil)
+	return e.written(f, err, nil)
 }
 
 func (e engineFS) Open(name string, opts ...vfs.OpenOption) (vfs.File, error) {
 	f, err := e.fs.Open(name)
-	return e.file(f, err, opts)
+	if err != nil {
+		return nil, err
+	}
+	return e.open(f, opts), nil
 }
 
 // OpenReadWrite makes the file if it is absent, as the engine expects.
@@ -61,7 +80,7 @@ func (e engineFS) OpenReadWrite(name string, _ vfs.DiskWriteCategory, opts ...vf
 	if errors.Is(err, fs.ErrNotExist) {
 		f, err = e.fs.Create(name)
 	}
-	return e.file(f, err, opts)
+	return e.written(f, err, opts)
 }
 
 func (e engineFS) OpenDir(name string) (vfs.File, error) {
@@ -77,7 +96,7 @@ func (e engineFS) OpenDir(name string) (vfs.File, error) {
 
 // ReuseForWrite keeps the old bytes until they are overwritten.
 func (e engineFS) ReuseForWrite(oldName, newName string, category vfs.DiskWriteCategory) (vfs.File, error) {
-	if err := e.fs.Rename(oldName, newName); err != nil {
+	if err := e.Rename(oldName, newName); err != nil {
 		return nil, err
 	}
 	return e.OpenReadWrite(newName, category)
@@ -98,11 +117,13 @@ func (e engineFS) GetDiskUsage(path string) (vfs.DiskUsage, error) {
 	return vfs.DiskUsage{AvailBytes: u.FreeBytes, TotalBytes: u.TotalBytes, UsedBytes: u.TotalBytes - u.FreeBytes}, err
 }
 
-func (e engineFS) Link(oldName, newName string) error       { return paused(e.fs.Link(oldName, newName)) }
-func (e engineFS) Remove(name string) error                 { return e.fs.Remove(name) }
-func (e engineFS) RemoveAll(name string) error              { return e.fs.RemoveAll(name) }
-func (e engineFS) Rename(oldName, newName string) error     { return e.fs.Rename(oldName, newName) }
-func (e engineFS) MkdirAll(dir string, _ os.FileMode) error { return e.fs.MkdirAll(dir) }
+func (e engineFS) Link(oldName, newName string) error { return e.changed(e.fs.Link(oldName, newName)) }
+func (e engineFS) Remove(name string) error           { return e.fs.Remove(name) }
+func (e engineFS) RemoveAll(name string) error        { return e.fs.RemoveAll(name) }
+func (e engineFS) Rename(oldName, newName string) error {
+	return e.changed(e.fs.Rename(oldName, newName))
+}
+func (e engineFS) MkdirAll(dir string, _ os.FileMode) error { return e.changed(e.fs.MkdirAll(dir)) }
 func (e engineFS) Lock(name string) (io.Closer, error)      { return e.fs.Lock(name) }
 func (e engineFS) PathBase(path string) string              { return filepath.Base(path) }
 func (e engineFS) PathJoin(elem ...string) string           { return filepath.Join(elem...) }
@@ -118,6 +139,7 @@ func (engineFileInfo) DeviceID() vfs.DeviceID { return vfs.DeviceID{} }
 // order, from one goroutine, and does not mix the two.
 type engineFile struct {
 	magvfs.File
+	fs       engineFS
 	position int64
 }
 
@@ -133,8 +155,21 @@ func (f *engineFile) Read(p []byte) (int, error) {
 func (f *engineFile) Write(p []byte) (int, error) {
 	n, err := f.WriteAt(p, f.position)
 	f.position += int64(n)
-	return n, paused(err)
+	return n, err
 }
+
+func (f *engineFile) WriteAt(p []byte, off int64) (int, error) {
+	n, err := f.File.WriteAt(p, off)
+	if err == nil {
+		return n, nil
+	}
+	if err = f.fs.changed(err); err == nil {
+		n = len(p)
+	}
+	return n, err
+}
+
+func (f *engineFile) Sync() error { return f.fs.changed(f.File.Sync()) }
 
 func (f *engineFile) Stat() (vfs.FileInfo, error) {
 	size, err := f.Size()
@@ -177,12 +212,7 @@ type engineDir struct {
 	name string
 }
 
-func (d *engineDir) Sync() error {
-	if err := d.fs.fs.SyncDir(d.name); err != nil {
-		d.fs.fatal(err)
-	}
-	return nil
-}
+func (d *engineDir) Sync() error { return d.fs.changed(d.fs.fs.SyncDir(d.name)) }
 
 func (d *engineDir) fault(op string) error {
 	return &fs.PathError{Op: op, Path: d.name, Err: fs.ErrInvalid}
@@ -199,3 +229,14 @@ func (d *engineDir) Preallocate(int64, int64) error     { return nil }
 func (d *engineDir) Prefetch(int64, int64) error        { return nil }
 func (d *engineDir) Fd() uintptr                        { return vfs.InvalidFd }
 func (d *engineDir) Stat() (vfs.FileInfo, error)        { return d.fs.Stat(d.name) }
+
+// noFile stands for a file that the disk refused to make.
+type noFile struct{}
+
+func (noFile) ReadAt([]byte, int64) (int, error)      { return 0, io.EOF }
+func (noFile) WriteAt(p []byte, _ int64) (int, error) { return len(p), nil }
+func (noFile) Close() error                           { return nil }
+func (noFile) Sync() error                            { return nil }
+func (noFile) Truncate(int64) error                   { return nil }
+func (noFile) Size() (int64, error)                   { return 0, nil }
+func (noFile) Name() string                           { return "" }
