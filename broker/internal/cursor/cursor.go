@@ -54,7 +54,19 @@ func New(mark position.Position) *Cursor { return &Cursor{mark: mark} }
 // MarkDelete is the position up to which, itself included, all is acknowledged.
 func (c *Cursor) MarkDelete() position.Position { return c.mark }
 
-// Epoch counts the seeks. What was delivered in an earlier epoch says nothing
+// Last is the last position of which the cursor knows anything.
+func (c *Cursor) Last() position.Position {
+	last := c.mark
+	if p, ok := c.acked.Max(); ok {
+		last = position.Max(last, p)
+	}
+	if p, ok := c.partials.Max(); ok {
+		last = position.Max(last, p)
+	}
+	return last
+}
+
+// Epoch rises with each seek. What was delivered in an earlier epoch says nothing
 // about this one.
 func (c *Cursor) Epoch() uint64 { return c.epoch }
 

@@ -1,0 +1,19 @@
+package subscription
+
+// Snapshot states the subscription as it is now, for the journal.
+func (s *Subscription) Snapshot() Record {
+	var out Record
+	s.SnapshotDuring(func(r Record) { out = r })
+	return out
+}
+
+// SnapshotDuring calls f with what Snapshot would return, with the subscription
+// locked: until f returns nothing is appended to the journal for it. f must not
+// call the subscription.
+func (s *Subscription) SnapshotDuring(f func(Record)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	saved := s.saved
+	saved.Cursor = s.m.cursor
+	f(Record{Kind: KindCreate, Data: saved.AppendCreate(nil)})
+}

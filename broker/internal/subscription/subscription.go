@@ -1,0 +1,341 @@
+package subscription
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/magnetar-io/magnetar/broker/internal/position"
+	"github.com/magnetar-io/magnetar/internal/entry"
+	entryv1 "github.com/magnetar-io/magnetar/proto/entry/v1"
+)
+
+// Options of a Subscription. Ledger is required.
+type Options struct {
+	Topic     string // long form
+	Partition int    // −1: the topic is not partitioned
+	Ledger    Ledger
+	// Journal keeps the cursor. nil: the cursor lives in memory and ends with the
+	// last consumer (a reader's).
+	Journal Journal
+	// Failed is called once, from a goroutine of its own, when the journal takes
+	// nothing more. The subscription has closed itself by then.
+	Failed func(error)
+	// Reads bounds, in bytes, what all subscriptions that share it read at a time;
+	// it holds at least 4 MiB. nil: no bound but that of each subscription.
+	Reads *semaphore.Weighted
+	// FailoverDelay is how long the next consumer of a failover subscription waits
+	// for the one before to acknowledge what it has. 0: 1 s; below 0: not at all.
+	FailoverDelay time.Duration
+	// CursorBytes bounds what acknowledgements out of order may cost: beyond it
+	// nothing new is handed out until older entries are acknowledged. 0: 16 MiB.
+	CursorBytes int64
+	// UnansweredAcks bounds acknowledgements that wait to be durable. 0: 16,384.
+	UnansweredAcks int
+	Log            hclog.Logger
+	Metrics        *Metrics
+}
+
+func (o *Options) fill() {
+	if o.FailoverDelay == 0 {
+		o.FailoverDelay = time.Second
+	}
+	if o.CursorBytes == 0 {
+		o.CursorBytes = 16 << 20
+	}
+	if o.UnansweredAcks == 0 {
+		o.UnansweredAcks = 16 << 10
+	}
+	if o.Failed == nil {
+		o.Failed = func(error) {}
+	}
+	if o.Log == nil {
+		o.Log = hclog.NewNullLogger()
+	}
+	if o.Metrics == nil {
+		o.Metrics = NewMetrics(nil)
+	}
+}
+
+// Subscription is a named group of consumers and its cursor. Safe for concurrent
+// use.
+//
+// While there is something to do and somebody to do it for, one goroutine, pump,
+// reads and hands out. It ends when the machine says wait; kick, called after
+// every event, starts it again.
+type Subscription struct {
+	opts  Options
+	saved Saved // Cursor belongs to the machine
+	log   hclog.Logger
+
+	ctx    context.Context // of reads
+	cancel context.CancelFunc
+	work   sync.WaitGroup // pump, and fail where it needs a goroutine
+
+	mu       sync.Mutex
+	m        *machine
+	pumping  bool
+	waiting  string // why nothing is handed out; "" while pump works
+	closed   error
+	trouble  error         // why the last read failed; nil: it did not
+	backoff  time.Duration // till the next try
+	retry    *time.Timer   // set while trouble holds pump back
+	handover *time.Timer   // set while a hand-over waits
+	outbox   outbox
+}
+
+// Read failures are tried again after the first, doubling up to the second.
+const (
+	firstBackoff = 50 * time.Millisecond
+	lastBackoff  = 5 * time.Second
+)
+
+// New returns the subscription that saved describes, with saved.Cursor as its
+// own. A cursor that stands beyond the end of the topic is damage:
+// managedledger.ErrBeyondEnd.
+func New(opts Options, saved Saved) (*Subscription, error) {
+	opts.fill()
+	s := &Subscription{opts: opts, saved: saved, log: opts.Log.With("subscription", saved.Name)}
+	if last := saved.Cursor.Last(); !last.IsStart() {
+		if _, err := opts.Ledger.Next(last); err != nil {
+			return nil, fmt.Errorf("subscription %s has acknowledged %v: %w", saved.Name, last, err)
+		}
+	}
+	links := chain{opts.Ledger}
+	saved.Cursor.Settle(links)
+	s.m = newMachine(links, saved.Cursor, opts.Topic, opts.Partition, opts.CursorBytes)
+	s.outbox = outbox{s: s, durable: saved.Cursor.MarkDelete()}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	return s, nil
+}
+
+// chain is the arithmetic of a Ledger, for positions that are in it.
+type chain struct{ ledger Ledger }
+
+func (c chain) After(p position.Position) position.Position {
+	if next, err := c.ledger.Next(p); err == nil {
+		return next
+	}
+	return p.Next()
+}
+
+func (c chain) Entries(from, to position.Position) int64 { return c.ledger.Between(from, to).Entries }
+
+// Name is the name people gave it.
+func (s *Subscription) Name() string { return s.saved.Name }
+
+// ID is unique in the topic.
+func (s *Subscription) ID() uint64 { return s.saved.ID }
+
+// Durable reports whether the cursor outlives its consumers.
+func (s *Subscription) Durable() bool { return s.opts.Journal != nil }
+
+// Notify tells that there may be more entries to read.
+func (s *Subscription) Notify() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.kickLocked()
+}
+
+// kickLocked starts pump if there is something to do.
+func (s *Subscription) kickLocked() {
+	if s.pumping || s.closed != nil || s.retry != nil {
+		return
+	}
+	next := s.m.plan(s.opts.Ledger.LastConfirmed())
+	s.waiting = next.wait
+	if next.wait == "" {
+		s.pumping = true
+		s.work.Add(1)
+		go s.pump(next)
+	}
+}
+
+// pump reads and hands out until there is nothing to do.
+func (s *Subscription) pump(next step) {
+	defer s.work.Done()
+	for next.wait == "" {
+		items, err := s.read(next)
+		next = s.handOut(next, items, err)
+	}
+}
+
+// read fetches the entries of a step.
+func (s *Subscription) read(next step) ([]item, error) {
+	if s.opts.Reads != nil {
+		if err := s.opts.Reads.Acquire(s.ctx, next.maxBytes); err != nil {
+			return nil, err
+		}
+		defer s.opts.Reads.Release(next.maxBytes)
+	}
+	entries, err := s.opts.Ledger.Read(s.ctx, next.from, next.maxEntries, next.maxBytes)
+	if err != nil {
+		return nil, err
+	}
+	items := make([]item, len(entries))
+	for i, e := range entries {
+		messages, err := messagesIn(e.Body)
+		if err != nil {
+			if i > 0 {
+				return items[:i], nil // the next read begins with it
+			}
+			return nil, fmt.Errorf("entry %v: %w", e.Position, err)
+		}
+		items[i] = item{at: e.Position, messages: messages, body: e.Body}
+	}
+	return items, nil
+}
+
+// messagesIn counts the messages of an entry. An entry that is no data is not
+// handed out by this build: to skip it would be to lose it.
+func messagesIn(body []byte) (int, error) {
+	broker, producer, err := entry.ParseBody(body)
+	if err != nil {
+		return 0, err
+	}
+	if broker.Kind != entryv1.Kind_KIND_DATA {
+		return 0, fmt.Errorf("kind %v: %w", broker.Kind, ErrUnsupported)
+	}
+	h, _, err := entry.ParseHeader(producer)
+	return h.Messages, err
+}
+
+// handOut gives what was read to consumers and says what to do next.
+func (s *Subscription) handOut(did step, items []item, err error) step {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed != nil {
+		s.pumping = false
+		return step{wait: s.closed.Error()}
+	}
+	if err != nil {
+		return s.troubleLocked(err)
+	}
+	s.trouble, s.backoff = nil, 0
+	for _, p := range s.m.assign(did, items) {
+		p.to.sink.Deliver(s.m.cursor.Epoch(), p.entries)
+		s.opts.Metrics.entries.Add(float64(len(p.entries)))
+	}
+	next := s.m.plan(s.opts.Ledger.LastConfirmed())
+	if next.wait == "" && len(items) == 0 && next.from == did.from && next.replay == did.replay {
+		next = step{wait: "caught up: no entry can be read yet"}
+	}
+	s.waiting = next.wait
+	s.pumping = next.wait == ""
+	return next
+}
+
+// troubleLocked waits a while before the next read.
+func (s *Subscription) troubleLocked(err error) step {
+	s.backoff = min(max(2*s.backoff, firstBackoff), lastBackoff)
+	if s.trouble == nil {
+		s.log.Warn("cannot read entries", "error", err)
+	}
+	s.trouble = err
+	s.pumping = false
+	s.waiting = "reading failed, it is tried again: " + err.Error()
+	s.retry = time.AfterFunc(s.backoff, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.retry = nil
+		s.kickLocked()
+	})
+	return step{wait: s.waiting}
+}
+
+// eventLocked does what follows every change of the machine that consumers or
+// acknowledgements made.
+func (s *Subscription) eventLocked(notices []notice) {
+	for _, n := range notices {
+		n.to.sink.Active(n.active)
+	}
+	for _, n := range s.m.settle() {
+		n.to.sink.Active(n.active)
+	}
+	switch {
+	case s.m.leaving == nil:
+		if s.handover != nil {
+			s.handover.Stop()
+			s.handover = nil
+		}
+	case s.handover == nil:
+		s.handover = time.AfterFunc(max(0, s.opts.FailoverDelay), s.handOverLate)
+	}
+	s.kickLocked()
+}
+
+// handOverLate serves the next consumer of a failover subscription though the
+// one before has not acknowledged everything: it will be delivered twice.
+func (s *Subscription) handOverLate() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.handover == nil || s.closed != nil {
+		return
+	}
+	s.handover = nil
+	s.eventLocked(s.m.handOver())
+}
+
+// Close ends the subscription here: consumers are told reason, acknowledgements
+// not durable yet are answered with it. It returns when nothing of the
+// subscription runs any more. To have everything acknowledged durable first, call
+// Flush.
+func (s *Subscription) Close(reason error) {
+	s.mu.Lock()
+	answers := s.closeLocked(reason)
+	s.mu.Unlock()
+	for _, answer := range answers {
+		answer(reason)
+	}
+	s.work.Wait()
+}
+
+// closeLocked returns who must be told, with no lock held, that its
+// acknowledgement is not known to be durable.
+func (s *Subscription) closeLocked(reason error) []func(error) {
+	if s.closed != nil {
+		return nil
+	}
+	s.closed = reason
+	s.waiting = reason.Error()
+	s.cancel()
+	for _, t := range []*time.Timer{s.retry, s.handover} {
+		if t != nil {
+			t.Stop()
+		}
+	}
+	s.retry, s.handover = nil, nil
+	for _, c := range s.m.consumers {
+		c.sink.Closed(reason)
+	}
+	s.m.consumers, s.m.active, s.m.leaving, s.m.heir = nil, nil, nil, nil
+	return s.outbox.abandonLocked()
+}
+
+// fail closes the subscription because its journal takes nothing more.
+func (s *Subscription) fail(err error) {
+	err = fmt.Errorf("subscription %s: journal: %w", s.saved.Name, err)
+	s.mu.Lock()
+	was := s.closed
+	answers := s.closeLocked(errors.Join(ErrClosed, err))
+	s.mu.Unlock()
+	for _, answer := range answers {
+		answer(err)
+	}
+	if was == nil {
+		go s.opts.Failed(err)
+	}
+}
+
+// KeepFrom is the earliest position that is still needed: everything before it
+// is acknowledged, durably.
+func (s *Subscription) KeepFrom() position.Position {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return position.Min(s.outbox.durable, s.m.cursor.MarkDelete()).Next()
+}
