@@ -223,7 +223,7 @@ func (c *Collector) run(ctx context.Context) error {
 	if len(due) == 0 {
 		return nil
 	}
-	if err := checkCluster(ctx, c.opts.Store, c.opts.Layout, c.node.identity.Cluster); err != nil {
+	if err := c.checkStore(ctx); err != nil {
 		return err
 	}
 	slices.Sort(due)
@@ -238,6 +238,25 @@ func (c *Collector) run(ctx context.Context) error {
 		delete(c.pending, id)
 	}
 	return nil
+}
+
+// checkStore refuses a store of another cluster, and one that has forgotten what
+// this bookie registered: what it lists may be long past.
+func (c *Collector) checkStore(ctx context.Context) error {
+	id := c.node.identity
+	if err := checkCluster(ctx, c.opts.Store, c.opts.Layout, id.Cluster); err != nil {
+		return err
+	}
+	exists, known, _, err := lastingIdentity(ctx, c.opts.Store, c.opts.Layout.BookieIdentity(id.Bookie))
+	if err != nil {
+		return err
+	}
+	verdict, err := judgeIdentity(id, c.node.startCounts(), exists, known)
+	if err == nil && verdict == storeRolledBack {
+		c.node.distrustStore()
+		err = errors.New("the metadata store was rolled back")
+	}
+	return err
 }
 
 var errRecordMoved = errors.New("ledger record changed meanwhile")

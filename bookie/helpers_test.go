@@ -32,7 +32,18 @@ func testOptions(files vfs.FS) Options {
 	return Options{
 		FS: files, Dir: "/data", ID: "bookie-1", Cluster: "cluster-1",
 		MemoryBytes: 16 << 20, HotBytes: 8 << 20, SegmentBytes: 1 << 20, ReserveBytes: 2 << 20,
-		Rand: rand.New(rand.NewPCG(1, 2)).Uint64,
+		Rand: seeded(1),
+	}
+}
+
+// seeded returns a source of chance that many goroutines may use.
+func seeded(seed uint64) func() uint64 {
+	var mu sync.Mutex
+	random := rand.New(rand.NewPCG(seed, 0))
+	return func() uint64 {
+		mu.Lock()
+		defer mu.Unlock()
+		return random.Uint64()
 	}
 }
 

@@ -46,7 +46,7 @@ type Options struct {
 	// the disk holds is unknown. Log and exit.
 	Fatal func(error)
 	Now   func() time.Time
-	Rand  func() uint64
+	Rand  func() uint64 // safe for concurrent use; math/rand/v2
 }
 
 func (o Options) withDefaults() Options {

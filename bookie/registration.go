@@ -147,28 +147,24 @@ func (r *Registration) register(ctx context.Context, session meta.Session) error
 	if err != nil {
 		return err
 	}
-	lasting, err := r.opts.Store.Get(ctx, lastingKey)
+	exists, known, revision, err := lastingIdentity(ctx, r.opts.Store, lastingKey)
 	if err != nil {
-		return fmt.Errorf("read %s: %w", lastingKey, err)
-	}
-	var known metav1.BookieIdentity
-	if err := proto.Unmarshal(lasting.Value, &known); err != nil {
-		return fmt.Errorf("decode %s: %w", lastingKey, err)
+		return err
 	}
 	local := r.node.startCounts()
-	verdict, err := judgeIdentity(id, local, lasting.Exists(), &known)
+	verdict, err := judgeIdentity(id, local, exists, known)
 	if err != nil {
 		return err
 	}
 
 	var past []string
-	txn := meta.Txn{Conds: []meta.Cond{{Key: liveKey, Revision: live.Revision}, {Key: lastingKey, Revision: lasting.Revision}}}
+	txn := meta.Txn{Conds: []meta.Cond{{Key: liveKey, Revision: live.Revision}, {Key: lastingKey, Revision: revision}}}
 	if verdict == storeRolledBack {
 		r.node.distrustStore()
 		r.log.Error("the metadata store shows less than this bookie has registered: it was rolled back. Registered read-only, deleting nothing; run cluster reconcile",
 			"registered", local.registered, "shown", known.GetStartCount())
 	} else {
-		record := lastingRecord(id, local.count, &known)
+		record := lastingRecord(id, local.count, known)
 		past = record.GetPastIncarnations()
 		value, err := proto.Marshal(record)
 		if err != nil {
@@ -196,6 +192,19 @@ func (r *Registration) register(ctx context.Context, session meta.Session) error
 	}
 	r.node.trustStore(past)
 	return nil
+}
+
+// lastingIdentity reads what the store knows of a bookie.
+func lastingIdentity(ctx context.Context, store meta.Store, key string) (exists bool, known *metav1.BookieIdentity, revision meta.Revision, err error) {
+	kv, err := store.Get(ctx, key)
+	if err != nil {
+		return false, nil, 0, fmt.Errorf("read %s: %w", key, err)
+	}
+	known = new(metav1.BookieIdentity)
+	if err := proto.Unmarshal(kv.Value, known); err != nil {
+		return false, nil, 0, fmt.Errorf("decode %s: %w", key, err)
+	}
+	return kv.Exists(), known, kv.Revision, nil
 }
 
 func (r *Registration) liveRecord(readOnly bool) *metav1.Bookie {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -24,6 +25,9 @@ type Bookie struct {
 	opts Options
 
 	data, control *link
+
+	closing  sync.Once
+	closeErr error
 }
 
 var _ ensemble.Bookie = (*Bookie)(nil)
@@ -76,12 +80,13 @@ func (b *Bookie) link() (*link, error) {
 
 // Close ends all streams and connections; adds that wait have an unknown outcome.
 func (b *Bookie) Close() error {
-	var errs []error
-	for _, l := range []*link{b.data, b.control} {
-		l.adds.close()
-		errs = append(errs, l.conn.Close())
-	}
-	return errors.Join(errs...)
+	b.closing.Do(func() {
+		for _, l := range []*link{b.data, b.control} {
+			l.adds.close()
+			b.closeErr = errors.Join(b.closeErr, l.conn.Close())
+		}
+	})
+	return b.closeErr
 }
 
 // Member is whose client this is.

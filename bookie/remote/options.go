@@ -32,7 +32,7 @@ type Options struct {
 
 	Metrics *Metrics // shared by all bookies of a process; not counted
 	Log     hclog.Logger
-	Rand    func() uint64
+	Rand    func() uint64 // safe for concurrent use; math/rand/v2
 }
 
 func (o Options) withDefaults() Options {
