@@ -85,6 +85,19 @@ type add struct {
 	done Done
 }
 
+// writer is what an Appender needs of an ensemble.Writer.
+type writer interface {
+	ID() ledger.ID
+	Append(body []byte, crc uint32, done func(ledger.EntryID, error)) (ledger.EntryID, error)
+	Next() ledger.EntryID
+	Bytes() int64
+	Failed() <-chan struct{}
+	Err() error
+	Close(ctx context.Context) (ledger.Metadata, error)
+	Seal(ctx context.Context) (ledger.Metadata, []ensemble.Unacked, error)
+	Abandon()
+}
+
 // Appender is the one writer of a chain. Safe for concurrent use; the order of
 // entries is the order of the calls.
 //
@@ -98,6 +111,7 @@ type add struct {
 type Appender struct {
 	opts   Options
 	budget *Budget
+	wrap   func(*ensemble.Writer) writer // how a ledger just created is written
 	log    hclog.Logger
 	ctx    context.Context // of run
 	cancel context.CancelFunc
@@ -118,7 +132,7 @@ type Appender struct {
 // segment is one ledger being written.
 type segment struct {
 	a        *Appender
-	w        *ensemble.Writer
+	w        writer
 	inflight fifo
 	// leaving: it takes no more adds; once all are answered, next takes its place.
 	leaving bool
@@ -149,6 +163,7 @@ func NewAppender(opts Options) *Appender {
 		opts.Budget = NewBudget(0)
 	}
 	a := &Appender{opts: opts, budget: opts.Budget, log: opts.Log, wake: make(chan struct{}, 1)}
+	a.wrap = func(w *ensemble.Writer) writer { return w }
 	a.ctx, a.cancel = context.WithCancel(context.Background())
 	return a
 }
@@ -221,18 +236,6 @@ func (a *Appender) Trouble() error {
 		return a.ended
 	}
 	return a.trouble
-}
-
-// Writer returns the writer of ledger id while this appender has one, else nil.
-func (a *Appender) Writer(id ledger.ID) *ensemble.Writer {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, s := range []*segment{a.current, a.old, a.next} {
-		if s != nil && s.w.ID() == id {
-			return s.w
-		}
-	}
-	return nil
 }
 
 // Retire closes the current ledger without waiting for its size; the next append

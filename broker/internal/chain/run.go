@@ -238,7 +238,7 @@ func (a *Appender) create() error {
 		return err
 	}
 	links.Linked(w)
-	s := &segment{a: a, w: w}
+	s := &segment{a: a, w: a.wrap(w)}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.current == nil {
