@@ -139,10 +139,13 @@ func (c *Catalog) removeTopic(ctx context.Context, t Topic, guard []meta.Cond) e
 }
 
 // removeMapIfLast removes the record of a partitioned topic that is being
-// deleted when none of its partitions is left. It looks from the partition after
-// n's on and stops at the first it finds, so removing them in order looks once
-// each.
+// deleted when none of its partitions is left. It looks at the partition after
+// n's first, so that removing them in order looks once each.
 func (c *Catalog) removeMapIfLast(ctx context.Context, n topicname.Name) error {
+	next, err := c.store.Get(ctx, c.TopicKey(n.WithPartition(n.Partition+1)))
+	if err != nil || next.Exists() {
+		return err
+	}
 	m, err := c.mapOf(ctx, n.Base())
 	if errors.Is(err, rpcerr.ErrNotFound) {
 		return nil
@@ -150,8 +153,7 @@ func (c *Catalog) removeMapIfLast(ctx context.Context, n topicname.Name) error {
 	if err != nil || !m.Partitioned || !m.Deleting {
 		return err
 	}
-	for i := range m.Partitions {
-		p := m.Partitions[(n.Partition+1+i)%len(m.Partitions)]
+	for _, p := range m.Partitions {
 		kv, err := c.store.Get(ctx, c.TopicKey(m.Name(p)))
 		if err != nil || kv.Exists() {
 			return err
