@@ -2,6 +2,7 @@ package hotlog
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -36,10 +37,7 @@ func small(fsys vfs.FS) Options {
 // entry makes a copy of an entry whose body tells which one, and which copy, it is.
 func entry(id ledger.ID, e ledger.EntryID, version, size int) Record {
 	body := make([]byte, max(size, 24))
-	rng := rand.New(rand.NewPCG(uint64(id)<<32|uint64(e), uint64(version)))
-	for i := range body {
-		body[i] = byte(rng.Uint32())
-	}
+	rand.NewChaCha8(sha256.Sum256(fmt.Append(nil, id, e, version))).Read(body)
 	binary.BigEndian.PutUint64(body, uint64(id))
 	binary.BigEndian.PutUint64(body[8:], uint64(e))
 	binary.BigEndian.PutUint64(body[16:], uint64(version))
