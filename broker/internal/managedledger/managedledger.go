@@ -163,8 +163,8 @@ func (m *ManagedLedger) First() position.Position {
 }
 
 // LastConfirmed is the position of the last acknowledged entry, though it may be
-// trimmed by now. Before the first entry it is in front of the first ledger, or
-// Start.
+// trimmed by now. When no ledger that is left ever held one it is in front of the
+// first of these, or Start. It never goes back.
 func (m *ManagedLedger) LastConfirmed() position.Position {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
