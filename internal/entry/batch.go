@@ -104,8 +104,9 @@ func (b *Builder) Len() int { return b.count }
 // Bytes is the size of the batch's payload before compression.
 func (b *Builder) Bytes() int { return max(0, len(b.buf)-headerRoom) }
 
-// Last is the sequence id of the last message; it has a meaning only after Add.
-func (b *Builder) Last() uint64 { return b.last }
+// Sequences are the sequence ids of the first and the last message; they have a
+// meaning only after Add.
+func (b *Builder) Sequences() (first, last uint64) { return b.first, b.last }
 
 // Add appends m, copying all of it. Sequence ids rise along a batch. keyHash is
 // that of the key, where the message has one; m passed Check.

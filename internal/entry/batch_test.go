@@ -79,8 +79,8 @@ func TestBatchRoundTrip(t *testing.T) {
 			b.Add(&in[i], uint32(i))
 			bound += in[i].Bytes()
 		}
-		if b.Len() != len(in) || b.Bytes() > bound || b.Last() != in[len(in)-1].SequenceID {
-			t.Fatalf("builder holds %d messages, %d bytes (announced %d), last %d", b.Len(), b.Bytes(), bound, b.Last())
+		if b.Len() != len(in) || b.Bytes() > bound || lastOf(&b) != in[len(in)-1].SequenceID {
+			t.Fatalf("builder holds %d messages, %d bytes (announced %d), last %d", b.Len(), b.Bytes(), bound, lastOf(&b))
 		}
 		part := b.Close(h)
 		if b.Len() != 0 || b.Bytes() != 0 {
@@ -109,6 +109,11 @@ func TestBatchRoundTrip(t *testing.T) {
 		}
 		checkWithGeneratedCode(t, part, in)
 	})
+}
+
+func lastOf(b *Builder) uint64 {
+	_, last := b.Sequences()
+	return last
 }
 
 // checkWithGeneratedCode decodes an uncompressed batch as any other program would.
@@ -366,5 +371,31 @@ func BenchmarkBuildAndRead(b *testing.B) {
 				readAllInto(builder.Close(BatchHeader{Producer: "p"}))
 			}
 		})
+	}
+}
+
+// TestRuleM11_Follow shows that a batch which was refused can be put behind
+// another predecessor, with everything else as it was.
+func TestRuleM11_Follow(t *testing.T) {
+	var b Builder
+	b.Add(&Message{SequenceID: 9, HasKey: true, Key: "k", Value: []byte("v")}, 7)
+	part := b.Close(BatchHeader{Producer: "p", Epoch: 2, HasPrevious: true, Previous: 5, DeliverAt: 4, RoutingVersion: 3})
+	before, want := readAll(t, part)
+	for _, has := range []bool{true, false} {
+		moved, err := Follow(part, has, 3)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h, got := readAll(t, moved)
+		if h.HasPrevious != has || has && h.PreviousSequence != 3 {
+			t.Errorf("it follows %v %d", h.HasPrevious, h.PreviousSequence)
+		}
+		h.HasPrevious, h.PreviousSequence = before.HasPrevious, before.PreviousSequence
+		if headerString(h) != headerString(before) || !cmp.Equal(want, got) {
+			t.Errorf("got %+v %+v, want %+v %+v", h, got, before, want)
+		}
+	}
+	if _, err := Follow(part[:5], true, 3); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("half a part: %v", err)
 	}
 }

@@ -72,6 +72,25 @@ func AppendProducerPart(dst []byte, md *entryv1.MessageMetadata, payload []byte)
 	return dst
 }
 
+// Follow returns a copy of a producer part that names another predecessor: the
+// highest sequence id sent before it, or none. It is for batches that were surely
+// not stored.
+func Follow(p []byte, hasPrevious bool, previous uint64) ([]byte, error) {
+	metadata, payload, err := splitProducerPart(p)
+	if err != nil {
+		return nil, err
+	}
+	var md entryv1.MessageMetadata
+	if err := proto.Unmarshal(metadata, &md); err != nil {
+		return nil, fmt.Errorf("header: %w: %w", err, ErrCorrupt)
+	}
+	md.ClearPreviousSequenceId()
+	if hasPrevious {
+		md.SetPreviousSequenceId(previous)
+	}
+	return AppendProducerPart(make([]byte, 0, len(p)+16), &md, p[payload:]), nil
+}
+
 // VerifyProducerPart checks the frame and the checksum of a producer part, in
 // one pass over its bytes. It returns CRC-32C of the whole part, prefix
 // included, from which BodyCRC makes that of the body.
