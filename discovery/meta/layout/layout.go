@@ -88,6 +88,20 @@ func (l Layout) ParseTopic(namespace, key string) (hash uint32, local string, ok
 	return uint32(h), rest[9:], err == nil
 }
 
+// AllTopics is the prefix of the topic partitions of all namespaces.
+func (l Layout) AllTopics() string { return l.prefix + "topics/" }
+
+// ParseAnyTopic takes a key under AllTopics apart.
+func (l Layout) ParseAnyTopic(key string) (namespace string, hash uint32, ok bool) {
+	rest, ok := strings.CutPrefix(key, l.AllTopics())
+	parts := strings.SplitN(rest, "/", 4)
+	if !ok || len(parts) != 4 {
+		return "", 0, false
+	}
+	h, err := strconv.ParseUint(parts[2], 16, 32)
+	return parts[0] + "/" + parts[1], uint32(h), err == nil && len(parts[2]) == 8
+}
+
 // PartitionedTopics is the prefix of a namespace's partitioned topics.
 func (l Layout) PartitionedTopics(namespace string) string {
 	return l.prefix + "partitioned/" + namespace + "/"

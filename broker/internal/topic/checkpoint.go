@@ -1,0 +1,118 @@
+package topic
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/magnetar-io/magnetar/broker/internal/position"
+	"github.com/magnetar-io/magnetar/broker/internal/producer"
+	"github.com/magnetar-io/magnetar/broker/internal/subscription"
+	"github.com/magnetar-io/magnetar/internal/entry"
+)
+
+// A checkpoint of the producers is due before what a restart would have to
+// replay exceeds this (M22); it is begun at half of it.
+const (
+	checkpointEntries = 4096
+	checkpointBytes   = 64 << 20
+)
+
+// replayHeadBytes is read of each entry when headers are replayed; longer heads
+// are read whole.
+const replayHeadBytes = 512
+
+// replayEntries bounds one read of heads.
+const replayEntries = 1024
+
+// checkpointLocked writes a checkpoint as of the last stored entry, when it is
+// due or at the end.
+func (t *Topic) checkpointLocked(final bool) {
+	c := &t.sinceCheckpoint
+	due := c.entries >= checkpointEntries/2 || c.bytes >= checkpointBytes/2 || final && c.entries > 0
+	if !due || t.checkpointing {
+		return
+	}
+	at := t.storedAt
+	record := subscription.Record{Kind: kindProducers, Data: t.producers.AppendCheckpoint(nil, at)}
+	entries, bytes := c.entries, c.bytes
+	err := t.opts.Journal.Append([]subscription.Record{record}, func(err error) { t.checkpointed(at, err) })
+	if err != nil {
+		// Refused: the next entry tries again.
+		t.opts.Log.Debug("checkpoint of producers put off", "topic", t.opts.Name.String(), "error", err)
+		return
+	}
+	t.checkpointing = true
+	c.entries, c.bytes = c.entries-entries, c.bytes-bytes
+}
+
+func (t *Topic) checkpointed(at position.Position, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.checkpointing = false
+	if err != nil {
+		t.endLocked(fmt.Errorf("checkpoint of producers: %w", err))
+		return
+	}
+	t.checkpointAt = at
+}
+
+// replay brings the producers up to date with the entries after from.
+func (t *Topic) replay(ctx context.Context, from position.Position) error {
+	last := t.ledger.LastConfirmed()
+	t.storedAt = last
+	next, err := t.ledger.Normalize(from.Next())
+	if err != nil {
+		return fmt.Errorf("checkpoint of producers at %s: %w", from, err)
+	}
+	for next.Compare(last) <= 0 {
+		heads, err := t.ledger.ReadHeads(ctx, next, replayEntries, replayHeadBytes)
+		if err != nil {
+			return fmt.Errorf("replay headers from %s: %w", next, err)
+		}
+		if len(heads) == 0 {
+			return nil
+		}
+		for _, e := range heads {
+			h, err := t.header(ctx, e.Position, e.Body)
+			if err != nil {
+				return fmt.Errorf("replay header of %s: %w", e.Position, err)
+			}
+			t.producers.Replay(h.ProducerName, h.ProducerEpoch, producer.Batch{
+				First: h.SequenceID, Last: h.HighestSequence, HasPrevious: h.HasPrevious, Previous: h.PreviousSequence,
+			}, e.Position)
+			t.sinceCheckpoint.entries++
+			t.sinceCheckpoint.bytes += int64(len(e.Body))
+		}
+		if next, err = t.ledger.Next(heads[len(heads)-1].Position); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// header parses the header of an entry of which body is the beginning; where
+// that is too little it reads the whole entry.
+func (t *Topic) header(ctx context.Context, at position.Position, body []byte) (entry.Header, error) {
+	_, part, err := entry.ParseBody(body)
+	if err == nil {
+		var h entry.Header
+		if h, _, err = entry.ParseHeader(part); err == nil {
+			return h, nil
+		}
+	}
+	if len(body) < replayHeadBytes {
+		return entry.Header{}, err
+	}
+	whole, readErr := t.ledger.Read(ctx, at, 1, 0)
+	if readErr != nil {
+		return entry.Header{}, readErr
+	}
+	if len(whole) != 1 || whole[0].Position != at {
+		return entry.Header{}, fmt.Errorf("entry is not there to be read whole: %w", err)
+	}
+	if _, part, err = entry.ParseBody(whole[0].Body); err != nil {
+		return entry.Header{}, err
+	}
+	h, _, err := entry.ParseHeader(part)
+	return h, err
+}

@@ -1,0 +1,294 @@
+package topic
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/magnetar-io/magnetar/bookie/ledger"
+	"github.com/magnetar-io/magnetar/broker/internal/managedledger"
+	"github.com/magnetar-io/magnetar/broker/internal/position"
+	"github.com/magnetar-io/magnetar/broker/internal/producer"
+	"github.com/magnetar-io/magnetar/internal/entry"
+	entryv1 "github.com/magnetar-io/magnetar/proto/entry/v1"
+)
+
+// Errors of a publish that was refused: it is surely not in the topic.
+var (
+	ErrInvalid    = errors.New("topic: invalid batch")
+	ErrChecksum   = errors.New("topic: checksum of the batch does not match")
+	ErrTooLarge   = errors.New("topic: message too large")
+	ErrOutOfOrder = errors.New("topic: batch out of order")
+	ErrOverCredit = errors.New("topic: more unanswered batches or bytes than granted")
+	ErrHold       = errors.New("topic: cannot take more for now")
+	ErrFenced     = errors.New("topic: another producer took the name over")
+	ErrClosed     = errors.New("topic: closed")
+)
+
+// ErrUnknownOutcome reports a publish that was taken and whose outcome is not
+// known: it may be in the topic.
+var ErrUnknownOutcome = errors.New("topic: outcome of the publish is unknown")
+
+// Refusal is why a batch was refused, and where its producer goes on.
+type Refusal struct {
+	Sequence uint64 // the batch's last sequence id
+	Err      error
+	// HasExpected: resume after sequence id Expected; else with the batch refused.
+	HasExpected bool
+	Expected    uint64
+}
+
+// Receipt answers a batch that is stored.
+type Receipt struct {
+	Sequence  uint64            // the batch's last sequence id
+	Position  position.Position // Start where a duplicate's position is forgotten
+	Duplicate bool
+}
+
+// Sink is told what becomes of a producer's batches. Receipts come in the order
+// the batches were published. Its methods must not block, may be called on any
+// goroutine with the topic's lock held, and must not call the topic.
+type Sink interface {
+	// Opened is the first call, from within OpenProducer. stored: last is the
+	// highest sequence id stored for the producer's name.
+	Opened(p *Producer, last uint64, stored bool)
+	Receipt(Receipt)
+	Refused(Refusal)
+	// Closed ends the producer: nothing follows. What has no answer by then has an
+	// unknown outcome.
+	Closed(error)
+	// Hold asks the producer to send nothing until it is called with false.
+	Hold(hold bool, reason string)
+}
+
+// Producer is an open producer of a topic. Publish is called by one goroutine at
+// a time.
+type Producer struct {
+	topic *Topic
+	name  string
+	// chosen: the broker made the name up, it will not come again.
+	chosen bool
+	sink   Sink
+
+	// Below is guarded by topic.mu.
+	closed bool
+	held   bool
+	// A refused batch stops the stream: all with a higher sequence id are refused
+	// until the producer resumes there (also one whose batches name no predecessor).
+	stopped   bool
+	resumeAt  uint64 // first sequence id of the batch refused
+	waiting   int    // batches without an answer
+	waitBytes int
+}
+
+// Batch is a producer part in a buffer that has entry.BrokerPartRoom bytes of
+// room in front of it. The topic owns it from now on.
+type Batch struct {
+	Buffer []byte
+}
+
+// pending is a batch that was appended and has no outcome yet.
+type pending struct {
+	producer string
+	last     uint64 // sequence id
+	messages int
+	bytes    int
+	waiters  []*Producer // who wants the answer: the sender, and those who sent it again
+}
+
+// Publish takes a batch, or refuses it through the sink. It never waits.
+//
+// All that can be wrong with a batch is found here, before the entry has an id;
+// from then on the answer is a receipt, or the outcome is unknown.
+func (p *Producer) Publish(b Batch) {
+	t := p.topic
+	part := b.Buffer[entry.BrokerPartRoom:]
+	h, _, err := entry.ParseHeader(part)
+	if err != nil {
+		p.refuse(0, 0, fmt.Errorf("%w: %w", ErrInvalid, err))
+		return
+	}
+	partCRC, err := entry.VerifyProducerPart(part)
+	switch {
+	case err != nil:
+		err = fmt.Errorf("%w: %w", ErrChecksum, err)
+	case h.ProducerName != p.name:
+		err = fmt.Errorf("%w: it names producer %q, sent by %q", ErrInvalid, h.ProducerName, p.name)
+	case h.HighestSequence < h.SequenceID:
+		err = fmt.Errorf("%w: sequence ids %d to %d", ErrInvalid, h.SequenceID, h.HighestSequence)
+	case h.MarkerType != 0 || h.HasTxn:
+		err = fmt.Errorf("%w: transactions and markers are not taken here", ErrInvalid)
+	case len(part) > t.opts.MaxMessageBytes+entry.MaxHeaderBytes:
+		err = fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, len(part), t.opts.MaxMessageBytes)
+	}
+	if err != nil {
+		p.refuse(h.SequenceID, h.HighestSequence, err)
+		return
+	}
+	t.take(p, h, b, partCRC)
+}
+
+// refuse answers a batch that never reached the topic's order.
+func (p *Producer) refuse(first, last uint64, err error) {
+	p.topic.mu.Lock()
+	defer p.topic.mu.Unlock()
+	p.refuseLocked(first, last, Refusal{Sequence: last, Err: err})
+}
+
+func (p *Producer) refuseLocked(first, last uint64, r Refusal) {
+	if p.closed {
+		return
+	}
+	if !p.stopped || first < p.resumeAt {
+		p.stopped, p.resumeAt = true, first
+	}
+	r.Sequence = last
+	p.topic.opts.Metrics.refused.Inc()
+	p.sink.Refused(r)
+}
+
+// take judges the order, gives the entry its index and time, and appends it.
+func (t *Topic) take(p *Producer, h entry.Header, b Batch, partCRC uint32) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p.closed {
+		return
+	}
+	first, last := h.SequenceID, h.HighestSequence
+	if t.closing != nil {
+		p.refuseLocked(first, last, Refusal{Err: t.closing})
+		return
+	}
+	if p.stopped && first > p.resumeAt {
+		p.refuseLocked(first, last, Refusal{Err: fmt.Errorf("%w: an earlier batch was refused", ErrOutOfOrder),
+			HasExpected: p.resumeAt > 0, Expected: p.resumeAt - 1})
+		return
+	}
+	partBytes := len(b.Buffer) - entry.BrokerPartRoom
+	if p.waiting >= producer.Window || p.waitBytes+partBytes > t.opts.WindowBytes && p.waiting > 0 {
+		p.refuseLocked(first, last, Refusal{Err: ErrOverCredit})
+		return
+	}
+	order := producer.Batch{First: first, Last: last, HasPrevious: h.HasPrevious, Previous: h.PreviousSequence}
+	answer := t.producers.Admit(p.name, order)
+	switch answer.Verdict {
+	case producer.Duplicate:
+		p.stopped = false
+		t.opts.Metrics.duplicates.Inc()
+		p.answerInOrderLocked(Receipt{Sequence: last, Position: answer.Position, Duplicate: true})
+		return
+	case producer.InFlight:
+		p.stopped = false
+		w := answer.Tag.(*pending)
+		w.waiters = append(w.waiters, p)
+		p.waiting, p.waitBytes = p.waiting+1, p.waitBytes+w.bytes
+		return
+	case producer.OutOfOrder:
+		p.refuseLocked(first, last, Refusal{Err: ErrOutOfOrder, HasExpected: answer.HasExpected, Expected: answer.Expected})
+		return
+	case producer.TooMany:
+		p.refuseLocked(first, last, Refusal{Err: ErrOverCredit})
+		return
+	}
+	t.appendLocked(p, order, h, b, partCRC)
+}
+
+// answerInOrderLocked gives a receipt at once. A duplicate comes only while
+// nothing newer of this producer waits: retries are sent in order, and batches
+// in flight are newer than stored ones.
+func (p *Producer) answerInOrderLocked(r Receipt) { p.sink.Receipt(r) }
+
+func (t *Topic) appendLocked(p *Producer, order producer.Batch, h entry.Header, b Batch, partCRC uint32) {
+	now := max(t.opts.Now().UnixMilli(), t.lastTime)
+	broker := entry.BrokerPart{Kind: entryv1.Kind_KIND_DATA, Index: t.nextIndex + uint64(h.Messages) - 1, Time: now}
+	room := entry.BrokerPartRoom - broker.Size()
+	broker.AppendTo(b.Buffer[room:room])
+	body := b.Buffer[room:]
+	w := &pending{
+		producer: p.name, last: order.Last, messages: h.Messages,
+		bytes: len(b.Buffer) - entry.BrokerPartRoom, waiters: []*Producer{p},
+	}
+	err := t.ledger.Append(managedledger.Add{
+		Body:     body,
+		BodyCRC:  entry.BodyCRC(body[:broker.Size()], partCRC, w.bytes),
+		Messages: uint32(h.Messages),
+		Time:     now,
+	}, t.appended)
+	if err != nil {
+		t.refuseAppendLocked(p, order, err)
+		return
+	}
+	p.stopped = false
+	p.waiting, p.waitBytes = p.waiting+1, p.waitBytes+w.bytes
+	t.nextIndex += uint64(h.Messages)
+	t.lastTime = now
+	t.producers.Taken(p.name, order, w)
+	t.inFlight = append(t.inFlight, w)
+}
+
+// refuseAppendLocked answers a batch that the managed ledger did not take.
+func (t *Topic) refuseAppendLocked(p *Producer, order producer.Batch, err error) {
+	switch {
+	case errors.Is(err, ledger.ErrTooLarge):
+		err = fmt.Errorf("%w: %w", ErrTooLarge, err)
+	case errors.Is(err, ledger.ErrTooBusy):
+		err = fmt.Errorf("%w: %w", ErrHold, err)
+		if !p.held {
+			p.held = true
+			t.held = append(t.held, p)
+			p.sink.Hold(true, err.Error())
+		}
+	default:
+		err = fmt.Errorf("%w: %w", ErrClosed, err)
+	}
+	p.refuseLocked(order.First, order.Last, Refusal{Err: err})
+}
+
+// appended is told the outcome of the oldest append in flight.
+func (t *Topic) appended(at position.Position, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	w := t.inFlight[0]
+	t.inFlight[0] = nil
+	t.inFlight = t.inFlight[1:]
+	for _, p := range w.waiters {
+		p.waiting, p.waitBytes = p.waiting-1, p.waitBytes-w.bytes
+	}
+	if err != nil {
+		// The order of what follows is lost with it: the topic ends, and is opened
+		// again from what the ledgers hold.
+		t.endLocked(fmt.Errorf("%w: %w", ErrUnknownOutcome, err))
+		return
+	}
+	t.producers.Stored(w.producer, at)
+	t.storedAt = at
+	t.counters.messagesIn += uint64(w.messages)
+	t.counters.bytesIn += uint64(w.bytes)
+	t.opts.Metrics.published.Add(float64(w.messages))
+	t.opts.Metrics.publishedBytes.Add(float64(w.bytes))
+	for i, p := range w.waiters {
+		if !p.closed {
+			p.sink.Receipt(Receipt{Sequence: w.last, Position: at, Duplicate: i > 0})
+		}
+	}
+	t.resumeLocked()
+	t.sinceCheckpoint.entries++
+	t.sinceCheckpoint.bytes += int64(w.bytes)
+	t.checkpointLocked(false)
+}
+
+// resumeLocked lets the producers on hold go on once half of what was in flight
+// is answered.
+func (t *Topic) resumeLocked() {
+	if len(t.held) == 0 {
+		return
+	}
+	if _, bytes := t.ledger.Pending(); bytes > t.opts.ResumeBytes {
+		return
+	}
+	for _, p := range t.held {
+		if p.held = false; !p.closed {
+			p.sink.Hold(false, "")
+		}
+	}
+	t.held = nil
+}

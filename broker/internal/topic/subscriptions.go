@@ -1,0 +1,318 @@
+package topic
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/magnetar-io/magnetar/broker/internal/bundlelog"
+	"github.com/magnetar-io/magnetar/broker/internal/position"
+	"github.com/magnetar-io/magnetar/broker/internal/subscription"
+)
+
+// ErrNoSubscription reports a subscription that does not exist.
+var ErrNoSubscription = errors.New("topic: no such subscription")
+
+// Open opens a topic from what its ledger and the journal hold.
+func Open(ctx context.Context, opts Options, parked bundlelog.Parked) (*Topic, error) {
+	opts.fill()
+	state, err := restore(parked, opts.MaxProducers)
+	if err != nil {
+		return nil, fmt.Errorf("restore %s: %w", opts.Name, err)
+	}
+	t := &Topic{
+		opts: opts, ledger: opts.Ledger, producers: state.producers, checkpointAt: state.checkpoint,
+		open: map[string]*Producer{}, subscriptions: map[string]*subscription.Subscription{},
+		readers: map[*subscription.Subscription]struct{}{}, creating: map[string]chan struct{}{},
+		nextSubscription: max(state.subscriptions.NextID, 1),
+	}
+	t.nextIndex, t.lastTime = t.ledger.NextIndex(), t.ledger.LastTime()
+	if err := t.replay(ctx, state.checkpoint); err != nil {
+		return nil, fmt.Errorf("open %s: %w", opts.Name, err)
+	}
+	for _, saved := range state.subscriptions.ByID {
+		s, err := t.newSubscription(*saved, t.opts.Journal)
+		if err != nil {
+			t.closeAll(err)
+			return nil, fmt.Errorf("open %s: %w", opts.Name, err)
+		}
+		t.subscriptions[saved.Name] = s
+	}
+	t.relistLocked() // nobody else has it yet
+	return t, nil
+}
+
+func (t *Topic) newSubscription(saved subscription.Saved, journal subscription.Journal) (*subscription.Subscription, error) {
+	return subscription.New(subscription.Options{
+		Topic: t.opts.Name.String(), Partition: t.opts.Name.Partition, Ledger: t.ledger, Journal: journal,
+		Reads: t.opts.Reads, Log: t.opts.Log, Metrics: t.opts.SubscriptionMetrics,
+		Failed: func(err error) {
+			t.mu.Lock()
+			defer t.mu.Unlock()
+			t.endLocked(err)
+		},
+	}, saved)
+}
+
+// SubscribeRequest asks for a consumer.
+type SubscribeRequest struct {
+	Subscription string
+	Consumer     subscription.ConsumerOptions
+	Start        subscription.Place // of a subscription made now
+	NonDurable   bool               // a reader: its cursor ends with it
+	MustExist    bool
+	Properties   map[string]string
+}
+
+// Subscribe joins a consumer to a subscription, making that first if need be;
+// once it returns a durable subscription is in the journal. It waits for the
+// journal, and where Start is a time or in the middle of a batch for reads.
+func (t *Topic) Subscribe(ctx context.Context, req SubscribeRequest, sink subscription.Sink) (c *subscription.Consumer, created bool, err error) {
+	if req.NonDurable {
+		c, err = t.read(ctx, req, sink)
+		return c, false, err
+	}
+	for {
+		t.mu.Lock()
+		switch {
+		case t.closing != nil:
+			err := t.closing
+			t.mu.Unlock()
+			return nil, false, err
+		case t.subscriptions[req.Subscription] != nil:
+			s := t.subscriptions[req.Subscription]
+			t.mu.Unlock()
+			c, err := s.Join(req.Consumer, sink)
+			return c, created, err
+		case req.MustExist:
+			t.mu.Unlock()
+			return nil, false, fmt.Errorf("%w: %q of %s", ErrNoSubscription, req.Subscription, t.opts.Name)
+		}
+		if wait := t.creating[req.Subscription]; wait != nil {
+			t.mu.Unlock()
+			select {
+			case <-wait:
+				continue
+			case <-ctx.Done():
+				return nil, false, ctx.Err()
+			}
+		}
+		free := make(chan struct{})
+		t.creating[req.Subscription] = free
+		t.mu.Unlock()
+		err := t.create(ctx, req)
+		t.mu.Lock()
+		delete(t.creating, req.Subscription)
+		close(free)
+		t.mu.Unlock()
+		if err != nil {
+			return nil, false, fmt.Errorf("create subscription %q of %s: %w", req.Subscription, t.opts.Name, err)
+		}
+		created = true
+	}
+}
+
+// create makes a durable subscription: first in the journal, then here.
+func (t *Topic) create(ctx context.Context, req SubscribeRequest) error {
+	target, err := subscription.Find(ctx, t.ledger, req.Start)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	saved := subscription.Saved{
+		ID: t.nextSubscription, Name: req.Subscription, Created: t.opts.Now(),
+		Properties: req.Properties, Cursor: target.Cursor(),
+	}
+	t.nextSubscription++
+	s, err := t.newSubscription(saved, t.opts.Journal)
+	if err != nil {
+		t.mu.Unlock()
+		return err
+	}
+	durable := make(chan error, 1)
+	record := subscription.Record{Kind: subscription.KindCreate, Data: saved.AppendCreate(nil)}
+	if err = t.opts.Journal.Append([]subscription.Record{record}, func(err error) { durable <- err }); err == nil {
+		// From the append on it is part of the topic's state, also of a snapshot; but
+		// nobody can join before it is durable, since its name is being created.
+		t.subscriptions[saved.Name] = s
+		t.relistLocked()
+	}
+	t.mu.Unlock()
+	if err != nil {
+		s.Close(err)
+		return err
+	}
+	select {
+	case err := <-durable:
+		return err
+	case <-ctx.Done():
+		return ctx.Err() // it exists, or will
+	}
+}
+
+// read joins a reader: a subscription of one consumer, with no cursor to keep.
+func (t *Topic) read(ctx context.Context, req SubscribeRequest, sink subscription.Sink) (*subscription.Consumer, error) {
+	target, err := subscription.Find(ctx, t.ledger, req.Start)
+	if err != nil {
+		return nil, err
+	}
+	req.Consumer.Type = subscription.Exclusive
+	s, err := t.newSubscription(subscription.Saved{Name: req.Subscription, Created: t.opts.Now(), Cursor: target.Cursor()}, nil)
+	if err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	if err = t.closing; err == nil {
+		t.readers[s] = struct{}{}
+		t.relistLocked()
+	}
+	t.mu.Unlock()
+	if err != nil {
+		s.Close(err)
+		return nil, err
+	}
+	return s.Join(req.Consumer, sink)
+}
+
+// Leave takes a consumer out; a reader's cursor goes with it.
+func (t *Topic) Leave(c *subscription.Consumer) {
+	c.Leave()
+	s := c.Subscription()
+	if s.Durable() {
+		return
+	}
+	t.mu.Lock()
+	delete(t.readers, s)
+	t.relistLocked()
+	t.mu.Unlock()
+	s.Close(subscription.ErrClosed)
+}
+
+// Unsubscribe deletes the subscription of c, which must be its only consumer.
+func (t *Topic) Unsubscribe(ctx context.Context, c *subscription.Consumer) error {
+	s := c.Subscription()
+	if !s.Durable() {
+		return fmt.Errorf("a reader has no subscription to delete: %w", subscription.ErrInvalid)
+	}
+	if n := s.Consumers(); n > 1 {
+		return fmt.Errorf("%d consumers are connected to %q: %w", n, s.Name(), subscription.ErrBusy)
+	}
+	return t.delete(ctx, s)
+}
+
+// DeleteSubscription deletes a subscription; one with consumers only by force.
+func (t *Topic) DeleteSubscription(ctx context.Context, name string, force bool) error {
+	s, err := t.subscription(name)
+	if err != nil {
+		return err
+	}
+	if n := s.Consumers(); n > 0 && !force {
+		return fmt.Errorf("%d consumers are connected to %q; close them, or delete it by force: %w", n, name, subscription.ErrBusy)
+	}
+	return t.delete(ctx, s)
+}
+
+func (t *Topic) subscription(name string) (*subscription.Subscription, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closing != nil {
+		return nil, t.closing
+	}
+	s := t.subscriptions[name]
+	if s == nil || t.creating[name] != nil {
+		return nil, fmt.Errorf("%w: %q of %s", ErrNoSubscription, name, t.opts.Name)
+	}
+	return s, nil
+}
+
+// delete closes a subscription, so that it appends nothing more, and ends it in
+// the journal.
+func (t *Topic) delete(ctx context.Context, s *subscription.Subscription) error {
+	s.Close(fmt.Errorf("%w: %q", subscription.ErrDeleted, s.Name()))
+	t.mu.Lock()
+	if t.subscriptions[s.Name()] != s {
+		t.mu.Unlock()
+		return nil // somebody else deleted it
+	}
+	durable := make(chan error, 1)
+	record := subscription.Record{Kind: subscription.KindDelete, Data: subscription.AppendDelete(nil, s.ID())}
+	err := t.opts.Journal.Append([]subscription.Record{record}, func(err error) { durable <- err })
+	if err == nil {
+		delete(t.subscriptions, s.Name())
+		t.relistLocked()
+	}
+	t.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	select {
+	case err := <-durable:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Seek moves a subscription and returns where it stands then: everything up to
+// there is acknowledged.
+func (t *Topic) Seek(ctx context.Context, name string, to subscription.Place) (position.Position, error) {
+	s, err := t.subscription(name)
+	if err != nil {
+		return position.Position{}, err
+	}
+	return t.SeekIn(ctx, s, to)
+}
+
+// SeekIn is Seek for a subscription at hand, such as a reader's.
+func (t *Topic) SeekIn(ctx context.Context, s *subscription.Subscription, to subscription.Place) (position.Position, error) {
+	target, err := subscription.Find(ctx, t.ledger, to)
+	if err != nil {
+		return position.Position{}, err
+	}
+	done := make(chan error, 1)
+	s.Seek(target, func(err error) { done <- err })
+	select {
+	case err := <-done:
+		return target.Mark, err
+	case <-ctx.Done():
+		return position.Position{}, ctx.Err()
+	}
+}
+
+// closeSubscriptions makes what was acknowledged durable, as far as ctx allows,
+// closes all subscriptions and returns the topic's state.
+func (t *Topic) closeSubscriptions(ctx context.Context, reason error) []byte {
+	t.mu.Lock()
+	flushed := make(chan error, len(t.subscriptions))
+	for _, s := range t.subscriptions {
+		s.Flush(func(err error) { flushed <- err })
+	}
+	n := cap(flushed)
+	t.mu.Unlock()
+	for range n {
+		select {
+		case <-flushed: // an error: the next owner knows less, and delivers again
+		case <-ctx.Done():
+		}
+	}
+	t.closeAll(reason)
+	var base []byte
+	t.Snapshot(func(b []byte) { base = b })
+	return base
+}
+
+func (t *Topic) closeAll(reason error) {
+	t.mu.Lock()
+	var all []*subscription.Subscription
+	for _, s := range t.subscriptions {
+		all = append(all, s)
+	}
+	for s := range t.readers {
+		all = append(all, s)
+	}
+	t.readers = map[*subscription.Subscription]struct{}{}
+	t.mu.Unlock()
+	for _, s := range all {
+		s.Close(reason)
+	}
+}

@@ -1,0 +1,307 @@
+// Package topic is one topic partition on the broker that owns it: it takes
+// batches from producers, gives entries their index and time, and keeps the
+// topic's subscriptions.
+//
+// It starts no goroutine of its own: publishes run on the goroutine of the
+// stream they came on, outcomes on that of the ledger's writer.
+//
+// The truth about what was published is in the topic's ledgers; the journal (the
+// bundle log) holds checkpoints of what the ledgers tell of the producers, and
+// the subscriptions' progress. Opening a topic restores the newest checkpoint,
+// replays the headers of the entries after it, and only then takes publishes.
+package topic
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/magnetar-io/magnetar/broker/internal/managedledger"
+	"github.com/magnetar-io/magnetar/broker/internal/position"
+	"github.com/magnetar-io/magnetar/broker/internal/producer"
+	"github.com/magnetar-io/magnetar/broker/internal/subscription"
+	"github.com/magnetar-io/magnetar/internal/topicname"
+)
+
+// Ledger is the chain of ledgers behind the topic; managedledger.ManagedLedger
+// is one, and its methods promise what they promise there.
+type Ledger interface {
+	subscription.Ledger
+	Append(add managedledger.Add, done func(position.Position, error)) error
+	ReadHeads(ctx context.Context, from position.Position, maxEntries, n int) ([]managedledger.Entry, error)
+	First() position.Position
+	NextIndex() uint64
+	LastTime() int64
+	Pending() (entries int, bytes int64)
+	Trim(ctx context.Context, keepFrom position.Position, r managedledger.Retention) (int, error)
+	Stats() managedledger.Stats
+	Close(ctx context.Context) error
+	Abandon()
+}
+
+// Options of a topic. Name, ID, Ledger and Journal are required.
+type Options struct {
+	Name    topicname.Name
+	ID      uint64
+	Ledger  Ledger
+	Journal subscription.Journal // records of this topic
+
+	MaxMessageBytes int   // of a batch as sent; 0: 5 MiB
+	MaxProducers    int   // remembered; 0: 10,000
+	WindowBytes     int   // unanswered bytes a producer may have; 0: 8 MiB
+	ResumeBytes     int64 // producers on hold go on below so many bytes in flight; 0: half of WindowBytes
+
+	Reads               *semaphore.Weighted // see subscription.Options
+	SubscriptionMetrics *subscription.Metrics
+
+	// OnEnd is called once, on a goroutine of its own, when the topic ended by
+	// itself: the outcome of a publish, or of a record in the journal, is unknown.
+	// Close it, then open it again or drop its bundle.
+	OnEnd   func(error)
+	Log     hclog.Logger
+	Metrics *Metrics
+	Now     func() time.Time
+}
+
+func (o *Options) fill() {
+	if o.MaxMessageBytes == 0 {
+		o.MaxMessageBytes = 5 << 20
+	}
+	if o.MaxProducers == 0 {
+		o.MaxProducers = 10_000
+	}
+	if o.WindowBytes == 0 {
+		o.WindowBytes = 8 << 20
+	}
+	if o.ResumeBytes == 0 {
+		o.ResumeBytes = int64(o.WindowBytes / 2)
+	}
+	if o.OnEnd == nil {
+		o.OnEnd = func(error) {}
+	}
+	if o.Log == nil {
+		o.Log = hclog.NewNullLogger()
+	}
+	if o.Metrics == nil {
+		o.Metrics = NewMetrics(nil)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+}
+
+// Topic is an open topic. Safe for concurrent use.
+//
+// Locks: mu, then that of a subscription, then those of the ledger and the
+// journal. No disk or network is waited for under mu.
+type Topic struct {
+	opts   Options
+	ledger Ledger
+
+	mu        sync.Mutex
+	closing   error // why nothing is taken any more; nil while open
+	ended     bool  // OnEnd was told
+	producers *producer.Registry
+	open      map[string]*Producer // by name
+	inFlight  []*pending           // appended, no outcome yet, oldest first
+	held      []*Producer
+	nextIndex uint64
+	lastTime  int64             // broker time of the last entry, milliseconds
+	storedAt  position.Position // last stored entry
+	chosen    uint64            // counts the names made up
+
+	sinceCheckpoint struct {
+		entries int
+		bytes   int64
+	}
+	checkpointing bool
+	checkpointAt  position.Position // durable
+
+	counters struct{ messagesIn, bytesIn uint64 }
+
+	subscriptions    map[string]*subscription.Subscription   // durable ones
+	readers          map[*subscription.Subscription]struct{} // others
+	creating         map[string]chan struct{}                // names being created; closed when done
+	nextSubscription uint64                                  // id
+
+	listeners atomic.Pointer[[]*subscription.Subscription] // all of them
+}
+
+// Name of the topic.
+func (t *Topic) Name() topicname.Name { return t.opts.Name }
+
+// ID of the topic.
+func (t *Topic) ID() uint64 { return t.opts.ID }
+
+// OpenProducer connects a producer; an empty name makes one up. chosenBefore says
+// that the name is one that a broker made up earlier for the same producer.
+// producer.ErrBusy: the name is taken.
+func (t *Topic) OpenProducer(name string, epoch uint64, chosenBefore bool, sink Sink) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closing != nil {
+		return t.closing
+	}
+	chosen := chosenBefore
+	if name == "" {
+		chosen = true
+		t.chosen++
+		// Unique among all producers ever: topic ids and positions never repeat, and
+		// one open topic counts on.
+		name = fmt.Sprintf("%s-%d-%s-%d", t.opts.Name.Local, t.opts.ID, t.storedAt, t.opts.Now().UnixNano()+int64(t.chosen))
+	}
+	last, stored, replaced, err := t.producers.Open(name, epoch)
+	if err != nil {
+		return fmt.Errorf("producer %q of %s: %w", name, t.opts.Name, err)
+	}
+	if replaced {
+		t.endProducerLocked(t.open[name], fmt.Errorf("%w: producer %q, epoch %d", ErrFenced, name, epoch))
+	}
+	p := &Producer{topic: t, name: name, chosen: chosen, sink: sink}
+	t.open[name] = p
+	t.opts.Metrics.producers.Inc()
+	sink.Opened(p, last, stored)
+	return nil
+}
+
+// Name of the producer.
+func (p *Producer) Name() string { return p.name }
+
+// WindowBytes is how many unanswered bytes the producer may have.
+func (p *Producer) WindowBytes() int { return p.topic.opts.WindowBytes }
+
+// MaxMessageBytes is the largest batch taken.
+func (p *Producer) MaxMessageBytes() int { return p.topic.opts.MaxMessageBytes }
+
+// Close disconnects the producer; its sink hears nothing more. final: the
+// producer ends for good, rather than its connection.
+func (p *Producer) Close(final bool) {
+	t := p.topic
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p.closed {
+		return
+	}
+	p.closed = true
+	if t.open[p.name] == p {
+		delete(t.open, p.name)
+		t.producers.Close(p.name, p.chosen && final)
+	}
+	t.opts.Metrics.producers.Dec()
+}
+
+// endProducerLocked closes a producer from this side and tells it why.
+func (t *Topic) endProducerLocked(p *Producer, err error) {
+	if p.closed {
+		return
+	}
+	p.closed = true
+	t.opts.Metrics.producers.Dec()
+	p.sink.Closed(err)
+}
+
+// endLocked ends the topic after something whose outcome is unknown.
+func (t *Topic) endLocked(err error) {
+	if t.closing == nil {
+		t.closing = err
+	}
+	for name, p := range t.open {
+		t.endProducerLocked(p, err)
+		delete(t.open, name)
+	}
+	if !t.ended {
+		t.ended = true
+		t.opts.Log.Warn("topic ended", "topic", t.opts.Name.String(), "error", err)
+		go t.opts.OnEnd(err)
+	}
+}
+
+// Close ends the topic: no more publishes are taken, those in flight are
+// answered, a checkpoint is written, subscriptions are closed with reason, the
+// ledger is closed. When ctx ends first, what is left is abandoned: its outcome
+// is unknown, and the next to open the topic finds out. The topic's state, as
+// the journal has it, is returned for the shelf.
+func (t *Topic) Close(ctx context.Context, reason error) []byte {
+	t.mu.Lock()
+	if t.closing == nil {
+		t.closing = fmt.Errorf("%w: %w", ErrClosed, reason)
+	}
+	t.ended = true // what happens from here on is ours to deal with
+	t.mu.Unlock()
+
+	err := t.ledger.Close(ctx) // answers what is in flight
+	if err != nil {
+		t.opts.Log.Warn("topic's ledger is left to its next owner", "topic", t.opts.Name.String(), "error", err)
+		t.ledger.Abandon()
+	}
+	t.mu.Lock()
+	for name, p := range t.open {
+		t.endProducerLocked(p, reason)
+		delete(t.open, name)
+	}
+	if err == nil {
+		t.checkpointLocked(true)
+	}
+	t.mu.Unlock()
+	return t.closeSubscriptions(ctx, reason)
+}
+
+// Notify is to be called after the ledger's last confirmed position moved.
+func (t *Topic) Notify() {
+	if listeners := t.listeners.Load(); listeners != nil {
+		for _, s := range *listeners {
+			s.Notify()
+		}
+	}
+}
+
+// relistLocked makes the list that Notify walks without the lock.
+func (t *Topic) relistLocked() {
+	list := make([]*subscription.Subscription, 0, len(t.subscriptions)+len(t.readers))
+	for _, s := range t.subscriptions {
+		list = append(list, s)
+	}
+	for s := range t.readers {
+		list = append(list, s)
+	}
+	t.listeners.Store(&list)
+}
+
+// Trim removes ledgers that every subscription is done with and that r lets go,
+// and returns how many. Where r keeps nothing beyond the subscriptions and there
+// is none yet, nobody is done with anything: all of it stays for the first one.
+func (t *Topic) Trim(ctx context.Context, r managedledger.Retention) (int, error) {
+	t.mu.Lock()
+	nobody := len(t.subscriptions) == 0
+	t.mu.Unlock()
+	if nobody && (r.Bytes == 0 || r.Age == 0) {
+		return 0, nil
+	}
+	return t.ledger.Trim(ctx, t.keepFrom(), r)
+}
+
+// keepFrom is the oldest position that somebody needs: the slowest durable
+// subscription's, or the checkpoint's; both as the journal has them. Where the
+// checkpoint is what keeps entries, a newer one is begun.
+func (t *Topic) keepFrom() position.Position {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	keep := t.storedAt.Next()
+	for _, s := range t.subscriptions {
+		keep = position.Min(keep, s.KeepFrom())
+	}
+	if needed := t.checkpointAt.Next(); needed.Before(keep) {
+		t.checkpointLocked(true)
+		return needed
+	}
+	return keep
+}
+
+// errStateCorrupt reports journal state that does not belong to this topic.
+var errStateCorrupt = errors.New("topic: corrupt state in the bundle log")
