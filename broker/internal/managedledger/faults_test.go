@@ -65,6 +65,7 @@ func TestRuleM4_EveryMetadataWriteMayFailOnce(t *testing.T) {
 					}
 				})
 			}
+			t.Logf("%d writes", steps)
 			if steps < 15 {
 				t.Errorf("only %d metadata writes were tried", steps)
 			}

@@ -349,6 +349,50 @@ func TestRuleM1_PausedOwnerIsShutOut(t *testing.T) {
 	}
 }
 
+// Shows that a take-over in the middle of publishes loses nothing acknowledged:
+// while the new owner opens, the old one goes on publishing, and each entry was
+// acknowledged to one of them at most.
+func TestRuleM1_TakeOverInTheMiddleOfPublishes(t *testing.T) {
+	for delay := range 12 {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			for i := range 3 {
+				w.bookies.At(i).SetLatency(time.Duration(1+i) * time.Millisecond)
+			}
+			a := w.owner("a", Roll{MaxEntries: 10}).open()
+			opened := make(chan *owner)
+			go func() {
+				time.Sleep(time.Duration(delay) * 3 * time.Millisecond)
+				opened <- w.owner("b", Roll{MaxEntries: 10}).open()
+			}()
+			var b *owner
+			for b == nil {
+				_ = a.publish(1)
+				select {
+				case b = <-opened:
+				case <-time.After(300 * time.Microsecond):
+				}
+			}
+			for range 20 {
+				_ = a.publish(1)
+				b.publishMany(1)
+				time.Sleep(time.Millisecond)
+			}
+			settle()
+			b.readAll()
+			if ok, _ := b.answered(); ok != 20 {
+				t.Errorf("the new owner got %d of 20 acknowledged", ok)
+			}
+			if _, all := a.answered(); all != len(a.results) {
+				t.Errorf("%d of %d publishes of the old owner were answered", all, len(a.results))
+			}
+			w.checkStore()
+			a.m.Abandon()
+			b.m.Abandon()
+		})
+	}
+}
+
 // Shows that an owner whose session ended can open, close and trim nothing, even
 // while the owner key still names it.
 func TestRuleM1_NoSessionNoTransaction(t *testing.T) {
