@@ -11,7 +11,6 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/magnetar-io/magnetar/bookie/ledger"
-	"github.com/magnetar-io/magnetar/broker/internal/cursor"
 	"github.com/magnetar-io/magnetar/broker/internal/managedledger"
 	"github.com/magnetar-io/magnetar/broker/internal/position"
 	"github.com/magnetar-io/magnetar/internal/entry"
@@ -313,7 +312,7 @@ func newTest(t testing.TB, l *fakeLedger, j *fakeJournal, change func(*Options))
 	if change != nil {
 		change(&opts)
 	}
-	saved := Saved{ID: 7, Name: "sub", Cursor: cursor.New(position.Start)}
+	saved := Saved{ID: 7, Name: "sub", Cursor: Target{}.Cursor()}
 	base := Record{Kind: KindCreate, Data: saved.AppendCreate(nil)}
 	s, err := New(opts, saved)
 	if err != nil {

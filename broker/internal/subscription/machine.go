@@ -247,7 +247,7 @@ func (m *machine) pick(bytes int64) *consumer {
 		}
 		return nil
 	}
-	for range len(m.consumers) + 1 {
+	for i := 0; i <= len(m.consumers) && len(m.consumers) > 0; i++ { // all may have left meanwhile
 		m.turn %= len(m.consumers)
 		if c := m.consumers[m.turn]; m.given < roundEntries && c.takes(bytes) {
 			m.given++

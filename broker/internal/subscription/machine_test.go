@@ -51,8 +51,9 @@ func (w *world) append() {
 	w.l.append(make([]byte, 40+n%90))
 }
 
-// step makes the machine do one thing, if it would.
-func (w *world) step() (waits string) {
+// step makes the machine do one thing, if it would. What happens meanwhile,
+// happens while entries are being read.
+func (w *world) step(meanwhile func()) (waits string) {
 	s := w.m.plan(w.l.LastConfirmed())
 	if s.wait != "" {
 		return s.wait
@@ -67,6 +68,9 @@ func (w *world) step() (waits string) {
 	var items []item
 	for _, e := range entries {
 		items = append(items, item{at: e.Position, messages: messagesAt(e.Position), body: e.Body})
+	}
+	if meanwhile != nil {
+		meanwhile()
 	}
 	for _, p := range w.m.assign(s, items) {
 		for _, d := range p.entries {
@@ -186,7 +190,7 @@ func (w *world) leave(c *consumer) {
 }
 
 func (w *world) act() {
-	switch rapid.IntRange(0, 13).Draw(w.t, "act") {
+	switch rapid.IntRange(0, 14).Draw(w.t, "act") {
 	case 0, 1, 2:
 		w.append()
 	case 3:
@@ -268,8 +272,13 @@ func (w *world) act() {
 		w.m.handOver()
 	case 13:
 		for range 3 {
-			w.step()
+			w.step(nil)
 		}
+	case 14:
+		w.step(func() {
+			w.act()
+			w.check()
+		})
 	}
 }
 
@@ -302,7 +311,7 @@ func TestPromiseP6_MachineDeliversWhatIsNotAcknowledged(t *testing.T) {
 				}
 				reason := ""
 				for reason == "" {
-					reason = w.step()
+					reason = w.step(nil)
 				}
 				for _, p := range w.l.all() {
 					if !w.acked[p] && w.came[p] == before[p] {
@@ -377,7 +386,7 @@ func TestPromiseP6_MachineWaitsForAReason(t *testing.T) {
 		w := newWorld(t, Shared, -1)
 		for range 60 {
 			w.act()
-			for w.step() == "" {
+			for w.step(nil) == "" {
 			}
 			s := w.m.plan(w.l.LastConfirmed())
 			undelivered := w.m.replay.Len() > 0

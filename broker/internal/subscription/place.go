@@ -92,7 +92,8 @@ func findID(ctx context.Context, l Ledger, at Place) (Target, error) {
 	return Target{Mark: p.Prev(), First: p, Left: cursor.From(skip, n)}, nil
 }
 
-// Cursor returns a cursor that stands at t.
+// Cursor returns a cursor that stands at t. Its epoch is 1, so that 0 is free to
+// mean an epoch that is not told.
 func (t Target) Cursor() *cursor.Cursor {
 	c := cursor.New(position.Start)
 	t.seek(c)
