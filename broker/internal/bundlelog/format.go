@@ -187,7 +187,7 @@ func cutItem(b []byte) (it item, rest []byte, err error) {
 //
 // The items are records.
 type Parked struct {
-	Base    []byte
+	Base    []byte // nil: the topic has made none yet
 	Records []Record
 }
 
@@ -230,7 +230,10 @@ func DecodeParked(b []byte) (Parked, error) {
 	if err != nil {
 		return Parked{}, err
 	}
-	p := Parked{Base: b[parkedHeaderBytes:end:end]}
+	var p Parked
+	if n > 0 {
+		p.Base = b[parkedHeaderBytes:end:end]
+	}
 	for _, it := range items {
 		if it.kind != itemRecord {
 			return Parked{}, fmt.Errorf("snapshot with an item of type %d: %w", it.kind, ledger.ErrCorrupt)

@@ -42,15 +42,11 @@ type book struct {
 
 	mu     sync.Mutex
 	topics map[Topic][]uint64
-	// replay, in order, what Restore and Apply were given.
-	restored int
-	applied  int
 }
 
 func newBook(t *testing.T, pad int) *book { return &book{t: t, pad: pad, topics: map[Topic][]uint64{}} }
 
 func (b *book) Restore(t Topic, p Parked) error {
-	b.restored++
 	n := binary.LittleEndian.Uint32(p.Base)
 	numbers := make([]uint64, n)
 	for i := range numbers {
@@ -66,7 +62,6 @@ func (b *book) Restore(t Topic, p Parked) error {
 }
 
 func (b *book) Apply(r Record) error {
-	b.applied++
 	b.change(r)
 	return nil
 }
@@ -184,7 +179,7 @@ func topic(n int) Topic { return Topic{ID: uint64(n + 1), Hash: uint32(n) * 0x10
 // and its Append are one step to a snapshot.
 func (o *owner) set(n int) error {
 	t := topic(n)
-	return o.do(Record{Topic: t.ID, Hash: t.Hash, Kind: kindSet, Data: binary.LittleEndian.AppendUint64(nil, o.next[t])})
+	return o.do(Record{Topic: t.ID, Hash: t.Hash, Kind: kindSet, Data: number(o.next[t])})
 }
 
 func (o *owner) do(r Record) error {
@@ -238,6 +233,9 @@ func checkReplay(t *testing.T, began map[Topic][]uint64, o *owner, got map[Topic
 	}
 	t.Errorf("the state replayed is that of no prefix of %d appends with the %d acknowledged: %v, the last one is %v", len(o.appended), o.acked, summary(got), summary(model.topics))
 }
+
+// number is the data of a record that sets n.
+func number(n uint64) []byte { return binary.LittleEndian.AppendUint64(nil, n) }
 
 func summary(m map[Topic][]uint64) string {
 	var out []string
@@ -450,7 +448,7 @@ func TestRuleM23_OneAppendIsAtomic(t *testing.T) {
 			for n := range uint64(100) {
 				var records []Record
 				for i := range 4 {
-					records = append(records, Record{Topic: topic(i).ID, Hash: topic(i).Hash, Kind: kindSet, Data: binary.LittleEndian.AppendUint64(nil, n)})
+					records = append(records, Record{Topic: topic(i).ID, Hash: topic(i).Hash, Kind: kindSet, Data: number(n)})
 				}
 				a.book.mu.Lock()
 				if err := a.log.Append(records, func(error) {}); err != nil {

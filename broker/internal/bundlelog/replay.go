@@ -62,10 +62,11 @@ func (l *Log) replay(ctx context.Context, li lineage) error {
 //
 // A group with an end and no begin ends the pass of the begin before it. One with
 // both holds a whole pass: a new pass begins only after the end of the one before
-// is durable, so never in the same group.
+// is durable, so never in the same group. An end without a begin belongs to a pass
+// whose begin was let go after a later pass was whole.
 func lastPass(ctx context.Context, readers []*ensemble.Reader) (start place, whole bool, err error) {
 	var begin place
-	open := false
+	open, cut := false, false
 	for i, r := range readers {
 		err := eachGroup(ctx, r, 0, groupHeaderBytes, func(e ledger.Entry) error {
 			flags, _, err := parseGroupHeader(e.Body)
@@ -75,17 +76,21 @@ func lastPass(ctx context.Context, readers []*ensemble.Reader) (start place, who
 			if flags&flagBegin != 0 {
 				begin, open = place{i, e.Envelope.Entry}, true
 			}
-			if flags&flagEnd != 0 {
-				if !open {
-					return fmt.Errorf("end of a pass that has no begin: %w", ledger.ErrCorrupt)
-				}
+			switch {
+			case flags&flagEnd == 0:
+			case open:
 				start, whole, open = begin, true, false
+			default:
+				cut = true
 			}
 			return nil
 		})
 		if err != nil {
 			return place{}, false, err
 		}
+	}
+	if cut && !whole {
+		return place{}, false, fmt.Errorf("the log begins within a pass, and no whole pass follows: %w", ledger.ErrCorrupt)
 	}
 	return start, whole, nil
 }

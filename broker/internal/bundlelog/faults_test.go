@@ -1,0 +1,309 @@
+package bundlelog
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/magnetar-io/magnetar/bookie/ensemble/ensembletest"
+	"github.com/magnetar-io/magnetar/bookie/ledger"
+	"github.com/magnetar-io/magnetar/discovery/meta"
+)
+
+// churn appends so many random changes: topics begin, go on and end.
+func churn(o *owner, rng *rand.Rand, n int) {
+	for range n {
+		i := rng.IntN(12)
+		var err error
+		if t := topic(i); rng.IntN(15) == 0 {
+			err = o.do(Record{Topic: t.ID, Hash: t.Hash, Kind: kindEnd})
+		} else {
+			err = o.set(i)
+		}
+		if err != nil && !errors.Is(err, errDead) && !errors.Is(err, ledger.ErrFenced) && !errors.Is(err, ledger.ErrStopping) {
+			o.w.t.Errorf("append: %v", err)
+		}
+		if rng.IntN(3) == 0 {
+			time.Sleep(time.Duration(rng.IntN(3000)) * time.Microsecond)
+		}
+	}
+}
+
+var errDead = errors.New("dead")
+
+// Shows that the owner may die at each entry it appends, stored or not, in the
+// middle of snapshot passes, some with snapshots of several parts: the next owner
+// replays a state that some prefix of the appends made, no shorter than what was
+// acknowledged; and its own appends and passes go on from there.
+func TestRuleM23_OwnerMayDieAtEveryEntry(t *testing.T) {
+	const entries = 150
+	passes := 0
+	for k := range entries {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			rng := rand.New(rand.NewPCG(uint64(k), 2))
+			pad := 0
+			if k%2 == 1 {
+				pad = chunkBytes + k*1000
+			}
+			a := w.owner("a", pad)
+			if pad > 0 {
+				a.opts.RollBytes, a.opts.QueueBytes = 2<<20, 32<<20
+			}
+			a.opts.PassBytes = 1500
+			a.open()
+			dead := false
+			bookies := [3]int{}
+			for i := range 3 {
+				w.bookies.At(i).OnAdd(func(ledger.Add) ensembletest.AddFault {
+					if bookies[i]++; dead || bookies[i] > k {
+						// Whether the last entry gets in is chance, bookie by bookie.
+						f := ensembletest.AddFault{Err: errDead, Store: !dead && rng.IntN(2) == 0}
+						dead = true
+						return f
+					}
+					return ensembletest.AddFault{Delay: time.Duration(rng.IntN(1000)) * time.Microsecond}
+				})
+			}
+			for i := 0; i < 400 && !dead; i++ {
+				churn(a, rng, 1)
+			}
+			time.Sleep(10 * time.Millisecond)
+			a.log.Abandon()
+			for i := range 3 {
+				w.bookies.At(i).OnAdd(nil)
+			}
+			if a.log.StateBytes() > 0 {
+				passes++
+			}
+
+			b := w.owner("b", pad)
+			b.opts.PassBytes = 1500
+			b.open()
+			checkReplay(t, nil, a, b.book.topics)
+			w.checkStore()
+			b.resume(b.book.topics)
+			began := maps.Clone(b.book.topics)
+			for topic, numbers := range began {
+				began[topic] = slices.Clone(numbers)
+			}
+			churn(b, rng, 100)
+			settle()
+			if b.acked != len(b.appended) {
+				t.Errorf("the next owner got %d of %d acknowledged", b.acked, len(b.appended))
+			}
+			if err := b.log.Close(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			c := w.owner("c", pad).open()
+			checkReplay(t, began, b, c.book.topics)
+			c.log.Abandon()
+			w.checkStore()
+		})
+		if t.Failed() {
+			t.Fatalf("died at entry %d", k)
+		}
+	}
+	if passes < entries/4 {
+		t.Errorf("only %d of %d owners had ended a pass", passes, entries)
+	}
+}
+
+// Shows that each metadata write of a log's life may fail once, in each way, or be
+// the owner's last: all acknowledged records are replayed, and the log names
+// exactly the ledgers there are.
+func TestRuleM4_EveryMetadataWriteMayFail(t *testing.T) {
+	for _, f := range []struct {
+		name  string
+		fault meta.Fault
+		dies  bool
+	}{
+		{"not done", meta.Fault{Err: meta.ErrUnavailable}, false},
+		{"unknown, not done", meta.Fault{Err: meta.ErrUncertain}, false},
+		{"done, answer lost", meta.Fault{Lost: true}, false},
+		{"late", meta.Fault{Delay: 20 * time.Second}, false},
+		{"dies before", meta.Fault{Err: meta.ErrUncertain}, true},
+		{"dies after", meta.Fault{Lost: true}, true},
+	} {
+		t.Run(f.name, func(t *testing.T) {
+			steps := 0
+			for hit, k := true, 1; hit; k++ {
+				synctest.Test(t, func(t *testing.T) {
+					w := newWorld(t)
+					rng := rand.New(rand.NewPCG(1, uint64(k)))
+					a := w.owner("a", 0)
+					n := 0
+					hit = false
+					w.store.OnCall(func(c meta.Call) meta.Fault {
+						if c.Client != "a" || c.Kind != meta.CallTxn {
+							return meta.Fault{}
+						}
+						switch n++; {
+						case n == k:
+							hit = true
+							return f.fault
+						case n > k && f.dies:
+							return meta.Fault{Err: meta.ErrUncertain}
+						}
+						return meta.Fault{}
+					})
+					a.opts.PassBytes = 1500
+					a.open()
+					for range 15 {
+						churn(a, rng, 20)
+						settle()
+					}
+					if hit {
+						steps++
+					}
+					if !f.dies && a.acked != len(a.appended) {
+						t.Errorf("%d of %d acknowledged; trouble: %v", a.acked, len(a.appended), a.log.Trouble())
+					}
+					if f.dies {
+						a.store.Cut(true)
+						a.log.Abandon()
+					} else if err := a.log.Close(t.Context()); err != nil {
+						t.Error(err)
+					}
+					settle()
+					b := w.owner("b", 0).open()
+					checkReplay(t, nil, a, b.book.topics)
+					w.checkStore()
+					b.resume(b.book.topics)
+					churn(b, rng, 50)
+					settle()
+					if b.acked != len(b.appended) {
+						t.Errorf("the next owner got %d of %d acknowledged", b.acked, len(b.appended))
+					}
+					b.log.Abandon()
+				})
+				if t.Failed() {
+					t.Fatalf("write %d", k)
+				}
+			}
+			if steps < 10 {
+				t.Errorf("only %d metadata writes were tried", steps)
+			}
+		})
+	}
+}
+
+// Shows that records of topics that are not open, open topics, and topics that
+// open and close meanwhile, all keep their state through passes and take-overs,
+// with a Shelf that understands none of it.
+func TestShelfKeepsTopicsThroughTakeOvers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		rng := rand.New(rand.NewPCG(7, 7))
+		ends := func(r Record) bool { return r.Kind == kindEnd }
+		model := newBook(t, 0) // one for all owners
+		next := map[Topic]uint64{}
+		for round := range 6 {
+			o := w.owner(fmt.Sprint("owner-", round), 0)
+			shelf := NewShelf(ends)
+			o.opts.State, o.opts.PassBytes = shelf, 1500
+			o.open()
+			if round > 0 {
+				replayed := newBook(t, 0)
+				for _, topic := range shelf.Topics() {
+					p, _ := shelf.Peek(topic)
+					unpark(replayed, topic, p)
+				}
+				if !maps.EqualFunc(replayed.topics, model.topics, slices.Equal) {
+					t.Fatalf("round %d replays %s, want %s", round, summary(replayed.topics), summary(model.topics))
+				}
+			}
+			live := map[Topic]*liveTopic{}
+			for range 300 {
+				topic := topic(rng.IntN(10))
+				switch at := live[topic]; {
+				case rng.IntN(20) == 0 && at == nil:
+					at = &liveTopic{book: newBook(t, 0), topic: topic}
+					p, err := shelf.Open(topic, at)
+					if err != nil {
+						t.Fatal(err)
+					}
+					unpark(at.book, topic, p)
+					live[topic] = at
+				case rng.IntN(20) == 0 && at != nil:
+					at.book.mu.Lock()
+					var base []byte
+					if _, ok := at.book.topics[topic]; ok {
+						base = at.book.encode(topic)
+					}
+					shelf.Close(topic, base)
+					at.book.mu.Unlock()
+					delete(live, topic)
+				default:
+					r := Record{Topic: topic.ID, Hash: topic.Hash, Kind: kindSet, Data: number(next[topic])}
+					if rng.IntN(15) == 0 {
+						r.Kind = kindEnd
+					}
+					next[topic]++
+					var err error
+					if at != nil {
+						at.book.mu.Lock()
+						if err = o.log.Append([]Record{r}, func(error) {}); err == nil {
+							at.book.change(r)
+						}
+						at.book.mu.Unlock()
+						if other := shelf.AppendTo(o.log, []Record{r}, nil); !errors.Is(other, ErrOpen) {
+							t.Errorf("the shelf takes records of an open topic: %v", other)
+						}
+					} else {
+						err = shelf.AppendTo(o.log, []Record{r}, func(error) {})
+					}
+					if err != nil {
+						t.Fatal(err)
+					}
+					model.change(r)
+				}
+				if rng.IntN(3) == 0 {
+					time.Sleep(time.Duration(rng.IntN(2000)) * time.Microsecond)
+				}
+			}
+			settle()
+			if o.log.StateBytes() == 0 {
+				t.Error("no pass has ended")
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			if err := o.log.Close(ctx); err != nil {
+				t.Fatal(err)
+			}
+			cancel()
+		}
+	})
+}
+
+// liveTopic is an open topic with a lock of its own.
+type liveTopic struct {
+	book  *book
+	topic Topic
+}
+
+func (l *liveTopic) Snapshot(emit func([]byte)) {
+	l.book.mu.Lock()
+	defer l.book.mu.Unlock()
+	if _, ok := l.book.topics[l.topic]; !ok {
+		emit(nil)
+		return
+	}
+	emit(l.book.encode(l.topic))
+}
+
+// unpark brings a topic of a book to what was parked.
+func unpark(b *book, t Topic, p Parked) {
+	if p.Base == nil {
+		for _, r := range p.Records {
+			_ = b.Apply(r)
+		}
+		return
+	}
+	_ = b.Restore(t, p)
+}
