@@ -375,15 +375,18 @@ func (c *writerCore) improved(p *placer) []ledger.Member {
 			ensemble[s] = ledger.Member{}
 		}
 	}
-	f := ledger.Fragment{Ensemble: ensemble}
-	for pass := range 2 { // who may come back is kept before who will not
+	keep := func(ifHopeless bool) {
 		for s := range c.slots {
-			sl := &c.slots[s]
-			hopeless := sl.definite || !p.listed(sl.member)
-			if ensemble[s].Vacant() && !named(ensemble, sl.member.Bookie) && (pass == 0 && !hopeless || pass == 1 && f.Live() < c.md.Quorum.Ack) {
-				ensemble[s] = sl.member
+			m := c.slots[s].member
+			hopeless := c.slots[s].definite || !p.listed(m)
+			if ensemble[s].Vacant() && !named(ensemble, m.Bookie) && hopeless == ifHopeless {
+				ensemble[s] = m
 			}
 		}
+	}
+	keep(false)
+	if f := (ledger.Fragment{Ensemble: ensemble}); f.Live() < c.md.Quorum.Ack {
+		keep(true)
 	}
 	for s := range c.slots {
 		if ensemble[s] != c.slots[s].member {
