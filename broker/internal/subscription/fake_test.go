@@ -222,6 +222,13 @@ func (j *fakeJournal) set(f func()) {
 	f()
 }
 
+// count is how many appends there were.
+func (j *fakeJournal) count() int {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.appends
+}
+
 // afterCrash replays what the disk holds.
 func (j *fakeJournal) afterCrash(t testing.TB, base Record, keepTaken bool) *Saved {
 	j.mu.Lock()
