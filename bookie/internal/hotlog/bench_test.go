@@ -14,7 +14,8 @@ func BenchmarkAppend(b *testing.B) {
 	for _, size := range []int{4 << 10, 128 << 10, 1 << 20} {
 		b.Run(fmt.Sprintf("%dKiB", size>>10), func(b *testing.B) {
 			const segmentBytes = 64 << 20
-			l := mustOpen(b, Options{FS: vfs.OS(), Dir: b.TempDir(), SegmentBytes: segmentBytes, QueueBytes: 64 << 20, SpareSegments: 20})
+			l := mustOpen(b, Options{FS: vfs.OS(), Dir: b.TempDir(), SegmentBytes: segmentBytes, QueueBytes: 64 << 20,
+				TailCacheBytes: 16 << 20, SpareSegments: 20})
 			defer mustClose(b, l)
 			r := entry(1, 0, 0, size)
 			window := make(chan struct{}, max(4, (4<<20)/size))

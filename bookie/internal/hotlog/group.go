@@ -92,11 +92,10 @@ func endGroup(mem []byte, segment, seed, sequence uint32, offset int64) []byte {
 }
 
 const (
-	minBufferBytes  = 8 << 10
-	maxPooledBytes  = 1 << 20
-	maxFreeBytes    = 8 << 20 // bounds the idle buffers of a pool
-	bufferSizes     = 8       // 8 KiB, 16 KiB … 1 MiB
-	maxFreePerClass = maxFreeBytes / maxPooledBytes
+	minBufferBytes = 8 << 10
+	maxPooledBytes = 2 << 20 // room for a message of 1 MiB with its headers
+	bufferSizes    = 9       // 8 KiB, 16 KiB … 2 MiB
+	maxFreePerSize = 4       // so a pool holds at most 16 MiB idle
 )
 
 // pool keeps aligned buffers for reuse, in sizes of powers of two; larger ones are left
@@ -135,7 +134,7 @@ func (p *pool) put(b []byte) {
 	class := bufferClass(len(b))
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.free[class]) < maxFreePerClass {
+	if len(p.free[class]) < maxFreePerSize {
 		p.free[class] = append(p.free[class], b)
 	}
 }

@@ -96,10 +96,12 @@ func (k *keeper) pickLocked() task {
 		return nil
 	case k.next == nil:
 		return k.prepare
+	case len(k.toSeal) > 0:
+		// Before zeros, for which there is always a reason while the log is busy: only
+		// sealed segments can be recycled, and recycled ones need no zeros.
+		return k.sealFirst
 	case k.active.frontier < k.activeTargetLocked():
 		return k.extending(k.active)
-	case len(k.toSeal) > 0:
-		return k.sealFirst
 	case k.next.frontier < k.nextTargetLocked():
 		return k.extending(k.next)
 	case len(k.spares) > max(k.opts.SpareSegments, 0):
