@@ -33,7 +33,7 @@ type Action struct {
 // record moved on is to be dropped, one that names the present session to be
 // opened.
 func Decide(s *Snapshot, self, session string) []Action {
-	if own, registered := s.Brokers[self]; !registered || own.Session != session || s.RolledBack || s.Watched() == 0 {
+	if own, registered := s.Brokers[self]; !registered || own.Session != session || s.RolledBack || !s.Current() {
 		return nil
 	}
 	settled := s.settled(self)

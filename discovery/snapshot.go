@@ -55,11 +55,14 @@ func newSnapshot(brokers map[string]BrokerInfo, bundles map[string]BundleInfo) *
 // Watched says for how long what the snapshot shows has been kept current
 // without a gap; 0 when it is old.
 func (s *Snapshot) Watched() time.Duration {
-	if !s.Known() || s.At.Sub(s.heard) > currentGap {
+	if !s.Current() {
 		return 0
 	}
 	return s.At.Sub(s.since)
 }
+
+// Current reports whether what the snapshot shows is not old.
+func (s *Snapshot) Current() bool { return s.Known() && s.At.Sub(s.heard) <= currentGap }
 
 // Known reports whether brokers and bundles were ever listed.
 func (s *Snapshot) Known() bool { return !s.heard.IsZero() }
