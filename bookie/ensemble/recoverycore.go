@@ -55,7 +55,8 @@ type recoveryCore struct {
 
 	// fencing and reading, by slot of frag
 	fenced   uint16
-	dead     uint16 // failed: asked nothing more in this attempt
+	unfenced uint16 // the fence failed
+	dead     uint16 // a read failed: asked nothing more in this attempt
 	reading  uint16 // a read is out
 	cursor   []ledger.EntryID
 	covered  bool
@@ -115,7 +116,7 @@ func (c *recoveryCore) fenceAnswered(s int, reply ledger.FenceReply, err error) 
 		return
 	}
 	if err != nil && !errors.Is(err, ledger.ErrUnknown) {
-		c.lost(s, err)
+		c.notFenced(s, err)
 		return
 	}
 	c.fenced |= 1 << s
@@ -167,10 +168,10 @@ func (c *recoveryCore) readAnswered(s int, first ledger.EntryID, reply ledger.Re
 		// Surely not there, and fenced by the read itself.
 		reply = ledger.ReadReply{Entries: []ledger.ReadEntry{{Status: ledger.Absent}}, LAC: ledger.NoEntry}
 	case err != nil:
-		c.lost(s, err)
+		c.notRead(s, err)
 		return
 	case len(reply.Entries) == 0:
-		c.lost(s, fmt.Errorf("an answer without entries: %w", ledger.ErrUnknown))
+		c.notRead(s, fmt.Errorf("an answer without entries: %w", ledger.ErrUnknown))
 		return
 	}
 	for i := range reply.Entries {
@@ -267,31 +268,44 @@ func (c *recoveryCore) decide() {
 	c.readOn()
 }
 
-// lost notes that slot s failed a fence or a read: it says nothing more in this
-// attempt.
-func (c *recoveryCore) lost(s int, err error) {
-	switch {
-	case errors.Is(err, ledger.ErrFenced), errors.Is(err, ledger.ErrClosed):
-		c.fail(fmt.Errorf("ledger %d at term %d: %w (%w)", c.md.ID, c.md.Term, errSuperseded, err))
-		return
-	case errors.Is(err, ledger.ErrDeleted):
-		c.fail(fmt.Errorf("recover ledger %d: %w", c.md.ID, err))
+// notFenced notes that the fence of slot s failed. A recovery read may fence it
+// yet, but that does not count for coverage.
+func (c *recoveryCore) notFenced(s int, err error) {
+	if c.over(err) {
 		return
 	}
-	c.dead |= 1 << s
-	if c.covered {
-		c.decide()
-		return
-	}
+	c.unfenced |= 1 << s
 	possible := 0
-	for s := range c.frag.Ensemble {
-		if bit := uint16(1) << s; c.fenced&bit != 0 || c.dead&bit == 0 {
+	for s, m := range c.frag.Ensemble {
+		if !m.Vacant() && c.unfenced&(1<<s) == 0 {
 			possible++
 		}
 	}
-	if !c.md.Quorum.Covered(possible, c.frag.Vacant()) {
+	if !c.covered && !c.md.Quorum.Covered(possible, c.frag.Vacant()) {
 		c.fail(fmt.Errorf("ledger %d: too few of its bookies can be fenced: %w (%w)", c.md.ID, ledger.ErrUnknown, err))
 	}
+}
+
+// notRead notes that slot s failed a read: it says nothing more in this attempt.
+func (c *recoveryCore) notRead(s int, err error) {
+	if c.over(err) {
+		return
+	}
+	c.dead |= 1 << s
+	c.decide()
+}
+
+// over fails the attempt if err means that nobody can finish it at this term.
+func (c *recoveryCore) over(err error) bool {
+	switch {
+	case errors.Is(err, ledger.ErrFenced), errors.Is(err, ledger.ErrClosed):
+		c.fail(fmt.Errorf("ledger %d at term %d: %w (%w)", c.md.ID, c.md.Term, errSuperseded, err))
+	case errors.Is(err, ledger.ErrDeleted):
+		c.fail(fmt.Errorf("recover ledger %d: %w", c.md.ID, err))
+	default:
+		return false
+	}
+	return true
 }
 
 // sendAll adds entry e again to every bookie of the recoverer's ensemble.
@@ -327,10 +341,7 @@ func (c *recoveryCore) addAnswered(s int, gen uint32, e ledger.EntryID, err erro
 		}
 		c.window[e-c.added-1].ok |= 1 << s
 		c.advance()
-	case errors.Is(err, ledger.ErrFenced), errors.Is(err, ledger.ErrClosed):
-		c.fail(fmt.Errorf("add entry %d of ledger %d again at term %d: %w (%w)", e, c.md.ID, c.md.Term, errSuperseded, err))
-	case errors.Is(err, ledger.ErrDeleted):
-		c.fail(fmt.Errorf("add entry %d of ledger %d again: %w", e, c.md.ID, err))
+	case c.over(err):
 	default:
 		c.failing |= 1 << s
 	}
@@ -414,10 +425,14 @@ func (c *recoveryCore) stalled() {
 			c.failing |= 1 << s
 		}
 	}
-	for s := range c.frag.Ensemble {
+	late := fmt.Errorf("no answer in time: %w", ledger.ErrUnknown)
+	for s, m := range c.frag.Ensemble {
 		bit := uint16(1) << s
-		if c.failed == nil && !c.ended && c.dead&bit == 0 && (c.reading&bit != 0 || c.fenced&bit == 0) {
-			c.lost(s, fmt.Errorf("no answer in time: %w", ledger.ErrUnknown))
+		if !m.Vacant() && (c.fenced|c.unfenced)&bit == 0 {
+			c.notFenced(s, late)
+		}
+		if c.reading&bit != 0 && !c.ended {
+			c.notRead(s, late)
 		}
 	}
 }

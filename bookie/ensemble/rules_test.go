@@ -515,9 +515,9 @@ func TestRuleK3_ClosedIsFinal(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.appendSome(w, 5, o)
+		s.appendSome(w, 1, o)
 		synctest.Wait()
-		if o.acked() != 5 || o.failed(ledger.ErrFenced) != 5 || !errors.Is(w.Err(), ledger.ErrFenced) {
+		if o.acked() != 5 || o.failed(ledger.ErrFenced) != 1 || !errors.Is(w.Err(), ledger.ErrFenced) {
 			t.Fatalf("after the close: %d acknowledged, %d fenced, writer %v", o.acked(), o.failed(ledger.ErrFenced), w.Err())
 		}
 		_, rev, _ := s.client.Metadata(t.Context(), w.ID())
