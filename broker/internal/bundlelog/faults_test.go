@@ -120,16 +120,19 @@ func TestRuleM23_OwnerMayDieAtEveryEntry(t *testing.T) {
 // exactly the ledgers there are.
 func TestRuleM4_EveryMetadataWriteMayFail(t *testing.T) {
 	for _, f := range []struct {
-		name  string
-		fault meta.Fault
-		dies  bool
+		name   string
+		fault  meta.Fault
+		outage time.Duration // of the store, from then on
+		dies   bool
 	}{
-		{"not done", meta.Fault{Err: meta.ErrUnavailable}, false},
-		{"unknown, not done", meta.Fault{Err: meta.ErrUncertain}, false},
-		{"done, answer lost", meta.Fault{Lost: true}, false},
-		{"late", meta.Fault{Delay: 20 * time.Second}, false},
-		{"dies before", meta.Fault{Err: meta.ErrUncertain}, true},
-		{"dies after", meta.Fault{Lost: true}, true},
+		{"not done", meta.Fault{Err: meta.ErrUnavailable}, 0, false},
+		{"unknown, not done", meta.Fault{Err: meta.ErrUncertain}, 0, false},
+		{"done, answer lost", meta.Fault{Lost: true}, 0, false},
+		{"late", meta.Fault{Delay: 20 * time.Second}, 0, false},
+		{"not done, then an outage", meta.Fault{Err: meta.ErrUncertain}, 20 * time.Second, false},
+		{"done, then an outage", meta.Fault{Lost: true}, 20 * time.Second, false},
+		{"dies before", meta.Fault{Err: meta.ErrUncertain}, 0, true},
+		{"dies after", meta.Fault{Lost: true}, 0, true},
 	} {
 		t.Run(f.name, func(t *testing.T) {
 			steps := 0
@@ -140,13 +143,19 @@ func TestRuleM4_EveryMetadataWriteMayFail(t *testing.T) {
 					a := w.owner("a", 0)
 					n := 0
 					hit = false
+					var back time.Time
 					w.store.OnCall(func(c meta.Call) meta.Fault {
-						if c.Client != "a" || c.Kind != meta.CallTxn {
+						switch {
+						case c.Client != "a":
+							return meta.Fault{}
+						case time.Now().Before(back):
+							return meta.Fault{Err: meta.ErrUnavailable}
+						case c.Kind != meta.CallTxn:
 							return meta.Fault{}
 						}
 						switch n++; {
 						case n == k:
-							hit = true
+							hit, back = true, time.Now().Add(f.outage)
 							return f.fault
 						case n > k && f.dies:
 							return meta.Fault{Err: meta.ErrUncertain}
@@ -241,7 +250,7 @@ func TestShelfKeepsTopicsThroughTakeOvers(t *testing.T) {
 					at.book.mu.Unlock()
 					delete(live, topic)
 				default:
-					r := Record{Topic: topic.ID, Hash: topic.Hash, Kind: kindSet, Data: number(next[topic])}
+					r := Record{Topic: topic.ID, Hash: topic.Hash, Kind: model.kindOf(topic), Data: number(next[topic])}
 					if rng.IntN(15) == 0 {
 						r.Kind = kindEnd
 					}

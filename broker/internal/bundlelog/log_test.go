@@ -30,8 +30,9 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // Kinds of the records that tests append.
 const (
-	kindSet = 1 // data is a number that the topic remembers
-	kindEnd = 2 // the topic forgets everything
+	kindSet   = 1 // data is a number that the topic remembers
+	kindEnd   = 2 // the topic forgets everything
+	kindStart = 3 // as kindSet, of a topic of which nothing is held
 )
 
 // book is a State that remembers, per topic, the numbers set, in order. It
@@ -66,8 +67,8 @@ func (b *book) Apply(r Record) error {
 	return nil
 }
 
-// change is one record; numbers of a topic count up, or something is lost, twice
-// or out of order. A topic's first number after an end may be any.
+// change is one record; numbers of a topic count up from its start, or something
+// is lost, twice, out of order, or without what it builds on.
 func (b *book) change(r Record) {
 	t := Topic{ID: r.Topic, Hash: r.Hash}
 	if r.Kind == kindEnd {
@@ -75,7 +76,11 @@ func (b *book) change(r Record) {
 		return
 	}
 	n := binary.LittleEndian.Uint64(r.Data)
-	if have := b.topics[t]; len(have) > 0 && have[len(have)-1]+1 != n {
+	have, held := b.topics[t]
+	switch {
+	case held != (r.Kind == kindSet):
+		b.t.Errorf("topic %d: record of kind %d, held before: %v", t.ID, r.Kind, held)
+	case held && have[len(have)-1]+1 != n:
 		b.t.Errorf("topic %d: %d follows %d", t.ID, n, have[len(have)-1])
 	}
 	b.topics[t] = append(b.topics[t], n)
@@ -179,7 +184,18 @@ func topic(n int) Topic { return Topic{ID: uint64(n + 1), Hash: uint32(n) * 0x10
 // and its Append are one step to a snapshot.
 func (o *owner) set(n int) error {
 	t := topic(n)
-	return o.do(Record{Topic: t.ID, Hash: t.Hash, Kind: kindSet, Data: number(o.next[t])})
+	o.book.mu.Lock()
+	kind := o.book.kindOf(t)
+	o.book.mu.Unlock()
+	return o.do(Record{Topic: t.ID, Hash: t.Hash, Kind: kind, Data: number(o.next[t])})
+}
+
+// kindOf is the kind of the next record of a topic that is not its end.
+func (b *book) kindOf(t Topic) uint8 {
+	if _, held := b.topics[t]; held {
+		return kindSet
+	}
+	return kindStart
 }
 
 func (o *owner) do(r Record) error {
@@ -447,10 +463,10 @@ func TestRuleM23_OneAppendIsAtomic(t *testing.T) {
 			}
 			for n := range uint64(100) {
 				var records []Record
-				for i := range 4 {
-					records = append(records, Record{Topic: topic(i).ID, Hash: topic(i).Hash, Kind: kindSet, Data: number(n)})
-				}
 				a.book.mu.Lock()
+				for i := range 4 {
+					records = append(records, Record{Topic: topic(i).ID, Hash: topic(i).Hash, Kind: a.book.kindOf(topic(i)), Data: number(n)})
+				}
 				if err := a.log.Append(records, func(error) {}); err != nil {
 					t.Fatal(err)
 				}

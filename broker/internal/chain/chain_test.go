@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -98,10 +99,11 @@ func newWorld(t *testing.T, opts Options) *world {
 // answers collects what appends were told, and checks that they come in order,
 // one at a time.
 type answers struct {
-	t    *testing.T
-	mu   sync.Mutex
-	sent int
-	got  []answer
+	t      *testing.T
+	inside atomic.Int32
+	mu     sync.Mutex
+	sent   int
+	got    []answer
 }
 
 type answer struct {
@@ -117,10 +119,11 @@ func (w *world) append() error {
 	s := w.answers
 	n, b := s.sent, body(s.sent)
 	err := w.a.Append(b, crc32.Checksum(b, ledger.Castagnoli), func(id ledger.ID, e ledger.EntryID, err error) {
-		if !s.mu.TryLock() {
+		if s.inside.Add(1) != 1 {
 			s.t.Error("two answers at a time")
-			return
 		}
+		defer s.inside.Add(-1)
+		s.mu.Lock()
 		defer s.mu.Unlock()
 		if len(s.got) != n {
 			s.t.Errorf("append %d was answered as number %d", n, len(s.got))
@@ -198,8 +201,24 @@ func (w *world) close() {
 func TestRuleM17_PlannedRollKeepsOrderAndAtMostTwoOpen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, Options{Roll: Roll{MaxEntries: 10}})
+		sent := map[ledger.ID]ledger.EntryID{} // the last entry seen of each ledger
 		for i := range 3 {
-			w.bookies.At(i).SetLatency(time.Millisecond)
+			w.bookies.At(i).OnAdd(func(a ledger.Add) ensembletest.AddFault {
+				w.answers.mu.Lock()
+				defer w.answers.mu.Unlock()
+				id := a.Envelope.Ledger
+				sent[id] = max(sent[id], a.Envelope.Entry)
+				answered := ledger.EntryID(0)
+				for _, got := range w.answers.got {
+					if got.id == id-1 {
+						answered++
+					}
+				}
+				if last, ok := sent[id-1]; ok && answered <= last {
+					t.Errorf("ledger %d is written while %d of %d entries of the one before are answered", id, answered, last+1)
+				}
+				return ensembletest.AddFault{Delay: time.Duration(1+i) * time.Millisecond}
+			})
 		}
 		for range 300 {
 			w.appendMany(1)

@@ -16,13 +16,16 @@ import (
 
 // A metadata write fails in these ways.
 var faults = []struct {
-	name  string
-	fault meta.Fault
+	name   string
+	fault  meta.Fault
+	outage time.Duration // of the store, from then on
 }{
-	{"not done", meta.Fault{Err: meta.ErrUnavailable}},
-	{"unknown, not done", meta.Fault{Err: meta.ErrUncertain}},
-	{"done, answer lost", meta.Fault{Lost: true}},
-	{"late: its caller has given up", meta.Fault{Delay: 20 * time.Second}},
+	{"not done", meta.Fault{Err: meta.ErrUnavailable}, 0},
+	{"unknown, not done", meta.Fault{Err: meta.ErrUncertain}, 0},
+	{"done, answer lost", meta.Fault{Lost: true}, 0},
+	{"late: its caller has given up", meta.Fault{Delay: 20 * time.Second}, 0},
+	{"not done, then an outage", meta.Fault{Err: meta.ErrUncertain}, 20 * time.Second},
+	{"done, then an outage", meta.Fault{Lost: true}, 20 * time.Second},
 }
 
 // workload publishes across several rolls, trims, retires and closes, as far as
@@ -59,13 +62,12 @@ func TestRuleM4_EveryMetadataWriteMayFailOnce(t *testing.T) {
 			steps := 0
 			for k := 1; hit; k++ {
 				synctest.Test(t, func(t *testing.T) {
-					hit = failAt(t, k, f.fault)
+					hit = failAt(t, k, f.fault, f.outage)
 					if hit {
 						steps++
 					}
 				})
 			}
-			t.Logf("%d writes", steps)
 			if steps < 15 {
 				t.Errorf("only %d metadata writes were tried", steps)
 			}
@@ -73,16 +75,22 @@ func TestRuleM4_EveryMetadataWriteMayFailOnce(t *testing.T) {
 	}
 }
 
-func failAt(t *testing.T, k int, fault meta.Fault) (hit bool) {
+func failAt(t *testing.T, k int, fault meta.Fault, outage time.Duration) (hit bool) {
 	w := newWorld(t)
 	a := w.owner("a", Roll{MaxEntries: 6})
 	n := 0
+	var back time.Time
 	w.store.OnCall(func(c meta.Call) meta.Fault {
-		if c.Client != "a" || c.Kind != meta.CallTxn {
+		switch {
+		case c.Client != "a":
+			return meta.Fault{}
+		case time.Now().Before(back):
+			return meta.Fault{Err: meta.ErrUnavailable}
+		case c.Kind != meta.CallTxn:
 			return meta.Fault{}
 		}
 		if n++; n == k {
-			hit = true
+			hit, back = true, time.Now().Add(outage)
 			return fault
 		}
 		return meta.Fault{}

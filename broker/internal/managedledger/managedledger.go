@@ -136,6 +136,9 @@ func (m *ManagedLedger) confirm(p position.Position, add Add) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	i := m.links.find(p.Ledger)
+	if i == len(m.links) || m.links[i].ledger != p.Ledger {
+		return // acknowledged in time, heard of after another owner took the ledger out
+	}
 	l := &m.links[i]
 	if l.entries == 0 {
 		l.firstTime = max(l.firstTime, add.Time)

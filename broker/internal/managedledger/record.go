@@ -34,13 +34,18 @@ func newRecord(m *ManagedLedger) *record {
 	return r
 }
 
+// take waits for the turn and makes sure that links is what the store has.
 func (r *record) take(ctx context.Context) error {
 	select {
 	case <-r.turn:
-		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("wait for another change of the chain: %w", ctx.Err())
 	}
+	if err := r.refresh(ctx); err != nil {
+		r.give()
+		return err
+	}
+	return nil
 }
 
 func (r *record) give() { r.turn <- struct{}{} }
@@ -90,18 +95,10 @@ func (r *record) load(ctx context.Context) error {
 	return nil
 }
 
-// commit makes a transaction as owner. When a key had moved on, the revisions
-// known here are forgotten, so that the next try reads them.
+// commit makes a transaction as owner. After an error it may have been done.
 func (r *record) commit(ctx context.Context, t meta.Txn) (meta.Revision, error) {
-	o := &r.m.opts
-	rev, err := chain.Commit(ctx, o.Store, o.Guard(), t)
-	if errors.Is(err, chain.ErrMoved) {
-		r.m.mu.Lock()
-		defer r.m.mu.Unlock()
-		for i := range r.m.links {
-			r.m.links[i].revision = 0
-		}
-	}
+	rev, err := chain.Commit(ctx, r.m.opts.Store, r.m.opts.Guard(), t)
+	r.unsure = r.unsure || err != nil
 	return rev, err
 }
 
@@ -119,13 +116,6 @@ func (r *record) newest() (link, bool) {
 func (r *record) Prepare(ctx context.Context) (ledger.ID, error) {
 	if err := r.take(ctx); err != nil {
 		return 0, err
-	}
-	if r.unsure {
-		if err := r.dropOrphans(ctx); err != nil {
-			r.give()
-			return 0, err
-		}
-		r.unsure = false
 	}
 	return r.highest + 1, nil
 }
@@ -179,46 +169,70 @@ func (r *record) Closed(ctx context.Context, md ledger.Metadata) error {
 	return r.closed(ctx, md)
 }
 
-// dropOrphans removes links that the store has and links does not: ledgers whose
-// creation was answered by an error and took place. Nothing was ever sent to
-// them.
-func (r *record) dropOrphans(ctx context.Context) error {
+// refresh reads the chain again when it is not sure, because the answer of a
+// transaction was lost.
+//
+// Links that the store has no more were removed by it. Links that only the store
+// has are ledgers whose creation was answered by an error and took place: nothing
+// was ever sent to them, and they are dropped.
+func (r *record) refresh(ctx context.Context) error {
+	if !r.unsure {
+		return nil
+	}
 	stored, err := r.read(ctx)
 	if err != nil {
 		return err
 	}
 	for _, l := range stored {
-		if i := r.m.indexOf(l.ledger); i >= 0 {
-			r.m.setRevision(l.ledger, l.revision)
-			continue
-		}
-		md, err := chain.Recover(ctx, r.m.opts.Ledgers, r.m.opts.Store, l.ledger, r.m.opts.Guard())
-		if err != nil {
-			return fmt.Errorf("recover ledger %d, which got into the chain without a writer: %w", l.ledger, err)
-		}
-		if md.LastEntry != ledger.NoEntry {
-			return fmt.Errorf("ledger %d got into the chain without a writer and ends with entry %d: %w",
-				l.ledger, md.LastEntry, ledger.ErrCorrupt)
-		}
-		// The link it followed may have been one that stayed only until there was a
-		// newer one, and is gone then; this one stays in its place.
-		stays := !slices.ContainsFunc(stored, func(o link) bool { return o.sequence < l.sequence })
-		if newest, ok := r.newest(); ok && stays {
-			l.follow(&newest)
-		}
-		rev, err := r.removeEmpty(ctx, l, stays)
-		if err != nil {
-			return err
-		}
-		r.sequence, r.highest = max(r.sequence, l.sequence), max(r.highest, l.ledger)
-		if stays {
-			l.closed, l.trimmed, l.revision = true, true, rev
-			r.m.mu.Lock()
-			r.m.links = links{l}
-			r.m.mu.Unlock()
+		if r.m.indexOf(l.ledger) < 0 {
+			if err := r.dropOrphan(ctx, l, stored); err != nil {
+				return err
+			}
 		}
 	}
+	if stored, err = r.read(ctx); err != nil {
+		return err
+	}
+	m := r.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i := range stored {
+		// What an open ledger holds is known here alone.
+		if j := m.links.find(stored[i].ledger); !stored[i].closed && j < len(m.links) && m.links[j].ledger == stored[i].ledger {
+			rev := stored[i].revision
+			stored[i] = m.links[j]
+			stored[i].revision = rev
+		}
+	}
+	m.links = stored
+	for id := range m.readers {
+		if i := stored.find(id); i == len(stored) || stored[i].ledger != id || stored[i].trimmed {
+			delete(m.readers, id)
+		}
+	}
+	r.unsure = false
 	return nil
+}
+
+// dropOrphan removes a link that got into the chain without a writer.
+func (r *record) dropOrphan(ctx context.Context, l link, stored links) error {
+	md, err := chain.Recover(ctx, r.m.opts.Ledgers, r.m.opts.Store, l.ledger, r.m.opts.Guard())
+	if err != nil {
+		return fmt.Errorf("recover ledger %d, which got into the chain without a writer: %w", l.ledger, err)
+	}
+	if md.LastEntry != ledger.NoEntry {
+		return fmt.Errorf("ledger %d got into the chain without a writer and ends with entry %d: %w",
+			l.ledger, md.LastEntry, ledger.ErrCorrupt)
+	}
+	r.sequence, r.highest = max(r.sequence, l.sequence), max(r.highest, l.ledger)
+	// The link it followed may have been one that stayed only until there was a
+	// newer one, and is gone then; this one stays in its place.
+	stays := stored[0].sequence == l.sequence
+	if newest, ok := r.newest(); ok && stays {
+		l.follow(&newest)
+	}
+	_, err = r.removeEmpty(ctx, l, stays)
+	return err
 }
 
 // closed writes what a closed ledger holds into its link, and where the next one
@@ -372,12 +386,4 @@ func (m *ManagedLedger) indexOf(id ledger.ID) int {
 		return i
 	}
 	return -1
-}
-
-func (m *ManagedLedger) setRevision(id ledger.ID, rev meta.Revision) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if i := m.links.find(id); i < len(m.links) && m.links[i].ledger == id {
-		m.links[i].revision = rev
-	}
 }

@@ -184,6 +184,30 @@ func (s *state) old(b Batch, otherwise Answer) Answer {
 	return otherwise // it overlaps what was taken, in part
 }
 
+// Last is the highest sequence id stored for a name; stored is false when there
+// is none.
+func (r *Registry) Last(name string) (last uint64, stored bool) {
+	if s := r.byName[name]; s != nil {
+		return s.last, s.stored
+	}
+	return 0, false
+}
+
+// Accepted is the highest sequence id taken from a name, stored or in flight; has
+// is false when there is none, or none is remembered.
+func (r *Registry) Accepted(name string) (accepted uint64, has bool) {
+	if s := r.byName[name]; s != nil {
+		return s.accepted, s.has
+	}
+	return 0, false
+}
+
+// InFlight reports whether batches of a name have no outcome yet.
+func (r *Registry) InFlight(name string) bool {
+	s := r.byName[name]
+	return s != nil && len(s.flights) > 0
+}
+
 // Taken records that an accepted batch was appended. tag comes back with retries
 // of it.
 func (r *Registry) Taken(name string, b Batch, tag any) {

@@ -3,8 +3,10 @@ package topic
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/magnetar-io/magnetar/bookie/ledger"
+	"github.com/magnetar-io/magnetar/broker/internal/cursor"
 	"github.com/magnetar-io/magnetar/broker/internal/managedledger"
 	"github.com/magnetar-io/magnetar/broker/internal/position"
 	"github.com/magnetar-io/magnetar/broker/internal/producer"
@@ -22,6 +24,8 @@ var (
 	ErrHold       = errors.New("topic: cannot take more for now")
 	ErrFenced     = errors.New("topic: another producer took the name over")
 	ErrClosed     = errors.New("topic: closed")
+	// ErrStaleRouting: fetch the topic's partitions anew.
+	ErrStaleRouting = errors.New("topic: batch was made for older partitions")
 )
 
 // ErrUnknownOutcome reports a publish that was taken and whose outcome is not
@@ -48,8 +52,9 @@ type Receipt struct {
 // the batches were published. Its methods must not block, may be called on any
 // goroutine with the topic's lock held, and must not call the topic.
 type Sink interface {
-	// Opened is the first call, from within OpenProducer. stored: last is the
-	// highest sequence id stored for the producer's name.
+	// Opened is the first call, from within OpenProducer or later. stored: last is
+	// the highest sequence id stored for the producer's name. Closed may come
+	// instead.
 	Opened(p *Producer, last uint64, stored bool)
 	Receipt(Receipt)
 	Refused(Refusal)
@@ -70,10 +75,12 @@ type Producer struct {
 	sink   Sink
 
 	// Below is guarded by topic.mu.
-	closed bool
-	held   bool
-	// A refused batch stops the stream: all with a higher sequence id are refused
-	// until the producer resumes there (also one whose batches name no predecessor).
+	opening bool // the sink has not heard Opened
+	closed  bool
+	held    bool
+	// A refused batch stops the stream: of batches that cannot be judged by their
+	// predecessor all with a higher sequence id are refused until the producer
+	// resumes there.
 	stopped   bool
 	resumeAt  uint64 // first sequence id of the batch refused
 	waiting   int    // batches without an answer
@@ -104,7 +111,7 @@ func (p *Producer) Publish(b Batch) {
 	part := b.Buffer[entry.BrokerPartRoom:]
 	h, _, err := entry.ParseHeader(part)
 	if err != nil {
-		p.refuse(0, 0, fmt.Errorf("%w: %w", ErrInvalid, err))
+		p.refuseUnread(fmt.Errorf("%w: %w", ErrInvalid, err))
 		return
 	}
 	partCRC, err := entry.VerifyProducerPart(part)
@@ -117,6 +124,10 @@ func (p *Producer) Publish(b Batch) {
 		err = fmt.Errorf("%w: sequence ids %d to %d", ErrInvalid, h.SequenceID, h.HighestSequence)
 	case h.MarkerType != 0 || h.HasTxn:
 		err = fmt.Errorf("%w: transactions and markers are not taken here", ErrInvalid)
+	case h.Messages > cursor.MaxBits:
+		err = fmt.Errorf("%w: %d messages in a batch, at most %d", ErrTooLarge, h.Messages, cursor.MaxBits)
+	case h.RoutingVersion != 0 && h.RoutingVersion < t.opts.RoutingVersion:
+		err = fmt.Errorf("%w: version %d, the topic is at %d", ErrStaleRouting, h.RoutingVersion, t.opts.RoutingVersion)
 	case len(part) > t.opts.MaxMessageBytes+entry.MaxHeaderBytes:
 		err = fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, len(part), t.opts.MaxMessageBytes)
 	}
@@ -132,6 +143,17 @@ func (p *Producer) refuse(first, last uint64, err error) {
 	p.topic.mu.Lock()
 	defer p.topic.mu.Unlock()
 	p.refuseLocked(first, last, Refusal{Sequence: last, Err: err})
+}
+
+// refuseUnread answers a batch of which not even the sequence id can be read.
+func (p *Producer) refuseUnread(err error) {
+	p.topic.mu.Lock()
+	defer p.topic.mu.Unlock()
+	next := uint64(0)
+	if accepted, has := p.topic.producers.Accepted(p.name); has {
+		next = accepted + 1
+	}
+	p.refuseLocked(next, next, Refusal{Err: err})
 }
 
 func (p *Producer) refuseLocked(first, last uint64, r Refusal) {
@@ -158,7 +180,8 @@ func (t *Topic) take(p *Producer, h entry.Header, b Batch, partCRC uint32) {
 		p.refuseLocked(first, last, Refusal{Err: t.closing})
 		return
 	}
-	if p.stopped && first > p.resumeAt {
+	_, known := t.producers.Accepted(p.name)
+	if chained := h.HasPrevious && known; p.stopped && first > p.resumeAt && !chained {
 		p.refuseLocked(first, last, Refusal{Err: fmt.Errorf("%w: an earlier batch was refused", ErrOutOfOrder),
 			HasExpected: p.resumeAt > 0, Expected: p.resumeAt - 1})
 		return
@@ -222,7 +245,9 @@ func (t *Topic) appendLocked(p *Producer, order producer.Batch, h entry.Header, 
 	t.nextIndex += uint64(h.Messages)
 	t.lastTime = now
 	t.producers.Taken(p.name, order, w)
+	t.countForgottenLocked()
 	t.inFlight = append(t.inFlight, w)
+	t.flying += int64(w.bytes)
 }
 
 // refuseAppendLocked answers a batch that the managed ledger did not take.
@@ -237,6 +262,10 @@ func (t *Topic) refuseAppendLocked(p *Producer, order producer.Batch, err error)
 			t.held = append(t.held, p)
 			p.sink.Hold(true, err.Error())
 		}
+		if len(t.inFlight) == 0 && t.release == nil {
+			// What fills the queues is not ours: no outcome will tell when to go on.
+			t.release = time.AfterFunc(holdRetry, t.releaseHeld)
+		}
 	default:
 		err = fmt.Errorf("%w: %w", ErrClosed, err)
 	}
@@ -250,6 +279,7 @@ func (t *Topic) appended(at position.Position, err error) {
 	w := t.inFlight[0]
 	t.inFlight[0] = nil
 	t.inFlight = t.inFlight[1:]
+	t.flying -= int64(w.bytes)
 	for _, p := range w.waiters {
 		p.waiting, p.waitBytes = p.waiting-1, p.waitBytes-w.bytes
 	}
@@ -270,21 +300,30 @@ func (t *Topic) appended(at position.Position, err error) {
 			p.sink.Receipt(Receipt{Sequence: w.last, Position: at, Duplicate: i > 0})
 		}
 	}
-	t.resumeLocked()
+	t.openedLocked(w.producer)
+	if t.flying <= t.opts.ResumeBytes {
+		t.resumeLocked()
+	}
 	t.sinceCheckpoint.entries++
 	t.sinceCheckpoint.bytes += int64(w.bytes)
 	t.checkpointLocked(false)
 }
 
-// resumeLocked lets the producers on hold go on once half of what was in flight
-// is answered.
+// holdRetry is how long producers are held where nothing of the topic is in
+// flight.
+const holdRetry = 100 * time.Millisecond
+
+// releaseHeld lets the producers on hold try again.
+func (t *Topic) releaseHeld() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.release = nil; t.closing == nil {
+		t.resumeLocked()
+	}
+}
+
+// resumeLocked lets the producers on hold go on.
 func (t *Topic) resumeLocked() {
-	if len(t.held) == 0 {
-		return
-	}
-	if _, bytes := t.ledger.Pending(); bytes > t.opts.ResumeBytes {
-		return
-	}
 	for _, p := range t.held {
 		if p.held = false; !p.closed {
 			p.sink.Hold(false, "")

@@ -100,7 +100,11 @@ func (t *Topic) Snapshot(emit func(base []byte)) {
 }
 
 func (t *Topic) snapshotLocked(emit func(base []byte)) {
-	records := []subscription.Record{{Kind: kindProducers, Data: t.producers.AppendCheckpoint(nil, t.storedAt)}}
+	records := []subscription.Record{
+		{Kind: kindProducers, Data: t.producers.AppendCheckpoint(nil, t.storedAt)},
+		// So that ids of subscriptions long deleted are not used again.
+		{Kind: subscription.KindDelete, Data: subscription.AppendDelete(nil, t.nextSubscription-1)},
+	}
 	var durable []*subscription.Subscription
 	for _, s := range t.subscriptions {
 		durable = append(durable, s)

@@ -225,10 +225,9 @@ func (t *Topic) subscription(name string) (*subscription.Subscription, error) {
 	return s, nil
 }
 
-// delete closes a subscription, so that it appends nothing more, and ends it in
-// the journal.
+// delete ends a subscription in the journal, then here. What it still appends in
+// between is about nothing.
 func (t *Topic) delete(ctx context.Context, s *subscription.Subscription) error {
-	s.Close(fmt.Errorf("%w: %q", subscription.ErrDeleted, s.Name()))
 	t.mu.Lock()
 	if t.subscriptions[s.Name()] != s {
 		t.mu.Unlock()
@@ -243,8 +242,9 @@ func (t *Topic) delete(ctx context.Context, s *subscription.Subscription) error 
 	}
 	t.mu.Unlock()
 	if err != nil {
-		return err
+		return err // it is as it was
 	}
+	s.Close(fmt.Errorf("%w: %q", subscription.ErrDeleted, s.Name()))
 	select {
 	case err := <-durable:
 		return err

@@ -56,6 +56,9 @@ type Options struct {
 	MaxProducers    int   // remembered; 0: 10,000
 	WindowBytes     int   // unanswered bytes a producer may have; 0: 8 MiB
 	ResumeBytes     int64 // producers on hold go on below so many bytes in flight; 0: half of WindowBytes
+	// RoutingVersion of the topic's record. A batch made for an older one was dealt
+	// to its partition by rules that do not hold any more, and is refused.
+	RoutingVersion uint64
 
 	Reads               *semaphore.Weighted // see subscription.Options
 	SubscriptionMetrics *subscription.Metrics
@@ -110,7 +113,10 @@ type Topic struct {
 	producers *producer.Registry
 	open      map[string]*Producer // by name
 	inFlight  []*pending           // appended, no outcome yet, oldest first
-	held      []*Producer
+	flying    int64                // bytes in inFlight
+	held      []*Producer          // told to hold, and not yet to go on
+	release   *time.Timer          // set while held waits and nothing is in flight
+	forgotten uint64               // producers, as far as it was made known
 	nextIndex uint64
 	lastTime  int64             // broker time of the last entry, milliseconds
 	storedAt  position.Position // last stored entry
@@ -142,6 +148,11 @@ func (t *Topic) ID() uint64 { return t.opts.ID }
 // OpenProducer connects a producer; an empty name makes one up. chosenBefore says
 // that the name is one that a broker made up earlier for the same producer.
 // producer.ErrBusy: the name is taken.
+//
+// What an earlier connection of that name sent and has no outcome yet is waited
+// for before the sink hears Opened: a new process that was told a lower sequence
+// id would give the next ones to messages of its own, and these would be taken
+// for the earlier ones sent again, and lost.
 func (t *Topic) OpenProducer(name string, epoch uint64, chosenBefore bool, sink Sink) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -166,8 +177,35 @@ func (t *Topic) OpenProducer(name string, epoch uint64, chosenBefore bool, sink 
 	p := &Producer{topic: t, name: name, chosen: chosen, sink: sink}
 	t.open[name] = p
 	t.opts.Metrics.producers.Inc()
-	sink.Opened(p, last, stored)
+	t.countForgottenLocked()
+	if p.opening = t.producers.InFlight(name); !p.opening {
+		sink.Opened(p, last, stored)
+	}
 	return nil
+}
+
+// openedLocked lets a producer begin that waited for the outcome of what its name
+// had in flight.
+func (t *Topic) openedLocked(name string) {
+	p := t.open[name]
+	if p == nil || !p.opening || t.producers.InFlight(name) {
+		return
+	}
+	p.opening = false
+	last, stored := t.producers.Last(name)
+	p.sink.Opened(p, last, stored)
+}
+
+// countForgottenLocked makes it visible that producers were forgotten.
+func (t *Topic) countForgottenLocked() {
+	n := t.producers.Dropped()
+	if n == t.forgotten {
+		return
+	}
+	t.opts.Metrics.forgotten.Add(float64(n - t.forgotten))
+	t.opts.Log.Warn("producers forgotten, the longest silent first", "topic", t.opts.Name.String(),
+		"forgotten", n-t.forgotten, "remembered", t.producers.Len())
+	t.forgotten = n
 }
 
 // Name of the producer.
@@ -233,6 +271,9 @@ func (t *Topic) Close(ctx context.Context, reason error) []byte {
 		t.closing = fmt.Errorf("%w: %w", ErrClosed, reason)
 	}
 	t.ended = true // what happens from here on is ours to deal with
+	if t.release != nil {
+		t.release.Stop()
+	}
 	t.mu.Unlock()
 
 	err := t.ledger.Close(ctx) // answers what is in flight

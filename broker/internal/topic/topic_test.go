@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/magnetar-io/magnetar/bookie/ledger"
+	"github.com/magnetar-io/magnetar/broker/internal/bundlelog"
 	"github.com/magnetar-io/magnetar/broker/internal/managedledger"
 	"github.com/magnetar-io/magnetar/broker/internal/producer"
 	"github.com/magnetar-io/magnetar/broker/internal/subscription"
@@ -40,6 +42,8 @@ func TestRuleM9_RefusedBeforeTheID(t *testing.T) {
 		"another's name":    {batch("q", 0, 0), ErrInvalid},
 		"above the limit":   {Batch{Buffer: reframed(large.Buffer)}, ErrTooLarge},
 		"sequence reversed": {batch("p", 5, 3), ErrInvalid},
+		"too many messages": {batch("p", 0, 1<<17), ErrTooLarge},
+		"older partitions":  {routed(2), ErrStaleRouting},
 	} {
 		h := b.producer(fmt.Sprint("p"), 0)
 		h.producer.Publish(c.batch)
@@ -51,6 +55,14 @@ func TestRuleM9_RefusedBeforeTheID(t *testing.T) {
 		}
 		h.producer.Close(false)
 	}
+}
+
+// routed is a batch made for a version of the topic's partitions.
+func routed(version uint64) Batch {
+	var builder entry.Builder
+	builder.Add(&entry.Message{Value: []byte("v")}, 0)
+	part := builder.Close(entry.BatchHeader{Producer: "p", RoutingVersion: version})
+	return Batch{Buffer: append(make([]byte, entry.BrokerPartRoom), part...)}
 }
 
 // reframed gives a batch with bytes added a checksum that matches again.
@@ -130,24 +142,155 @@ func TestRuleM11_ReceiptsInOrder(t *testing.T) {
 		h.producer.Publish(batch("p", n, n))
 	}
 	b.ledger.settle(2, nil, true) // 0 and 1 are stored, 2 and 3 in flight
-	again := b.producer("p", 1)   // the same producer on a new connection
-	if h.closed == nil || !errors.Is(h.closed, ErrFenced) {
-		t.Fatalf("the older connection was told %v", h.closed)
-	}
+	h.receipts = nil
 	for n := range uint64(5) {
-		again.producer.Publish(batch("p", n, n))
+		h.producer.Publish(batch("p", n, n))
 	}
 	b.ledger.settle(3, nil, true)
-	if len(again.receipts) != 5 || len(again.refusals) != 0 {
-		t.Fatalf("receipts %+v, refusals %+v", again.receipts, again.refusals)
+	var got []string
+	for _, r := range h.receipts {
+		got = append(got, fmt.Sprintf("%d at %v duplicate %v", r.Sequence, r.Position, r.Duplicate))
 	}
-	for n, r := range again.receipts {
-		if r.Sequence != uint64(n) || r.Position != at(n) || r.Duplicate != (n < 4) {
-			t.Errorf("receipt %d: %+v", n, r)
-		}
+	want := []string{
+		"0 at 1:0 duplicate true", "1 at 1:1 duplicate true",
+		"2 at 1:2 duplicate false", "2 at 1:2 duplicate true",
+		"3 at 1:3 duplicate false", "3 at 1:3 duplicate true",
+		"4 at 1:4 duplicate false",
+	}
+	if !slices.Equal(got, want) || len(h.refusals) != 0 {
+		t.Errorf("receipts %q, refusals %+v", got, h.refusals)
 	}
 	if len(b.disk.entries) != 5 {
 		t.Errorf("%d entries are stored, want 5", len(b.disk.entries))
+	}
+}
+
+// TestRuleM11_OpenWaitsForWhatIsInFlight tells the story behind it: a producer
+// dies with a batch in flight; a new process of its name is told where to go on.
+// Told too early, it would give the same sequence id to another message, which
+// would be answered as stored and never be.
+func TestRuleM11_OpenWaitsForWhatIsInFlight(t *testing.T) {
+	b := newBench(t)
+	dead := b.producer("p", 0)
+	dead.producer.Publish(batch("p", 0, 0))
+	b.ledger.settle(1, nil, true)
+	dead.producer.Publish(batch("p", 1, 1))
+	dead.producer.Publish(batch("p", 2, 2))
+	dead.producer.Close(false)
+	h := b.producer("p", 0)
+	b.ledger.settle(1, nil, true)
+	if h.producer != nil {
+		t.Fatalf("it may go on after %d, while another batch is in flight", h.last)
+	}
+	b.ledger.settle(1, nil, true)
+	if h.producer == nil || !h.stored || h.last != 2 {
+		t.Fatalf("told to go on after %d (stored %v), want 2", h.last, h.stored)
+	}
+	h.producer.Publish(batch("p", 3, 3))
+	b.ledger.settle(1, nil, true)
+	if len(h.receipts) != 1 || h.receipts[0].Duplicate {
+		t.Fatalf("receipts %+v", h.receipts)
+	}
+	// And one that waits when the topic ends hears that.
+	h.producer.Publish(batch("p", 4, 4))
+	waits := b.producer("p", 1)
+	b.ledger.settle(1, ledger.ErrFenced, false)
+	if waits.producer != nil || !errors.Is(waits.closed, ErrUnknownOutcome) {
+		t.Fatalf("opened %v, closed with %v", waits.producer, waits.closed)
+	}
+	<-b.ended
+}
+
+// TestRuleM11_GoesOnBehindWhatWasRefusedForGood shows that a batch which can
+// never be stored does not stop its producer: the next one takes its place in the
+// chain, whatever its sequence id.
+func TestRuleM11_GoesOnBehindWhatWasRefusedForGood(t *testing.T) {
+	b := newBench(t)
+	h := b.producer("p", 0)
+	h.producer.Publish(batch("p", 0, 0))
+	large := batch("p", 1, 1)
+	large.Buffer = reframed(append(large.Buffer, make([]byte, 2<<20)...))
+	h.producer.Publish(large)
+	h.producer.Publish(batch("p", 2, 2)) // sent before the refusal was heard
+	next := batch("p", 2, 2)
+	part, err := entry.Follow(next.Buffer[entry.BrokerPartRoom:], true, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.producer.Publish(Batch{Buffer: append(make([]byte, entry.BrokerPartRoom), part...)})
+	garbage := batch("p", 3, 3)
+	garbage.Buffer = garbage.Buffer[:entry.BrokerPartRoom+5]
+	h.producer.Publish(garbage)
+	h.producer.Publish(batch("p", 3, 3))
+	b.ledger.settle(len(b.ledger.waiting), nil, true)
+	if len(h.refusals) != 3 || !errors.Is(h.refusals[0].Err, ErrTooLarge) || !errors.Is(h.refusals[1].Err, ErrOutOfOrder) || !errors.Is(h.refusals[2].Err, ErrInvalid) {
+		t.Errorf("refusals %+v", h.refusals)
+	}
+	if len(h.receipts) != 3 || h.receipts[2].Sequence != 3 {
+		t.Errorf("receipts %+v", h.receipts)
+	}
+}
+
+// TestRuleM31_HoldEndsByItself shows that a producer held because others fill
+// the broker's queues is let go on, though nothing of its topic is in flight to
+// tell when.
+func TestRuleM31_HoldEndsByItself(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		h := b.producer("p", 0)
+		b.ledger.refuse = ledger.ErrTooBusy
+		h.producer.Publish(batch("p", 0, 0))
+		if !slices.Equal(h.holds, []bool{true}) {
+			t.Fatalf("holds %v", h.holds)
+		}
+		time.Sleep(2 * holdRetry)
+		synctest.Wait()
+		if !slices.Equal(h.holds, []bool{true, false}) {
+			t.Fatalf("holds %v", h.holds)
+		}
+		b.ledger.refuse = nil
+		h.producer.Publish(batch("p", 0, 0))
+		b.ledger.settle(1, nil, true)
+		if len(h.receipts) != 1 {
+			t.Fatalf("receipts %v", h.receipts)
+		}
+	})
+}
+
+// TestDeleteIsRefusedWhileTheJournalIsBusy shows that a subscription which could
+// not be deleted goes on as it was, and that the id of a deleted one is not used
+// again, also by a topic that was opened from a snapshot.
+func TestDeleteIsRefusedWhileTheJournalIsBusy(t *testing.T) {
+	b := newBench(t)
+	sub := func(name string) *subscription.Subscription {
+		c, _, err := b.topic.Subscribe(t.Context(), SubscribeRequest{Subscription: name}, nobody{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer b.topic.Leave(c)
+		return c.Subscription()
+	}
+	first := sub("s")
+	b.journal.mu.Lock()
+	b.journal.busy = true
+	b.journal.mu.Unlock()
+	if err := b.topic.DeleteSubscription(t.Context(), "s", false); !errors.Is(err, subscription.ErrTooBusy) {
+		t.Fatalf("deleted: %v", err)
+	}
+	b.journal.mu.Lock()
+	b.journal.busy = false
+	b.journal.mu.Unlock()
+	if sub("s") != first {
+		t.Fatal("it is another one")
+	}
+	if err := b.topic.DeleteSubscription(t.Context(), "s", false); err != nil {
+		t.Fatal(err)
+	}
+	var base []byte
+	b.topic.Snapshot(func(bytes []byte) { base = append([]byte(nil), bytes...) })
+	state, err := restore(bundlelog.Parked{Base: base}, 10)
+	if err != nil || state.subscriptions.NextID <= first.ID() {
+		t.Fatalf("the next id is %d, %d was used: %v", state.subscriptions.NextID, first.ID(), err)
 	}
 }
 

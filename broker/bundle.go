@@ -1,0 +1,434 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/hashicorp/go-hclog"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/magnetar-io/magnetar/bookie/ledger"
+	"github.com/magnetar-io/magnetar/broker/internal/bundlelog"
+	"github.com/magnetar-io/magnetar/broker/internal/chain"
+	"github.com/magnetar-io/magnetar/broker/internal/managedledger"
+	"github.com/magnetar-io/magnetar/broker/internal/subscription"
+	"github.com/magnetar-io/magnetar/broker/internal/topic"
+	"github.com/magnetar-io/magnetar/discovery/bundle"
+	"github.com/magnetar-io/magnetar/discovery/meta"
+	"github.com/magnetar-io/magnetar/internal/rpcerr"
+	"github.com/magnetar-io/magnetar/internal/topicname"
+	metav1 "github.com/magnetar-io/magnetar/proto/meta/v1"
+)
+
+// errTopicDeleted reports a topic that was deleted.
+var errTopicDeleted = errors.New("the topic was deleted")
+
+// ownedBundle is a bundle that this broker owns: its log is open, its topics are
+// opened as they are asked for.
+//
+// Its guard is what makes every transaction of it fail once somebody else took
+// the owner record. Whoever finds that it no longer holds calls lost.
+type ownedBundle struct {
+	b      *Broker
+	bundle bundle.Bundle
+	log    hclog.Logger
+
+	shelf   *bundlelog.Shelf
+	journal *bundlelog.Log
+
+	// ctx ends when the bundle is given up; what opens topics runs under it.
+	ctx      context.Context
+	cancel   context.CancelCauseFunc
+	work     sync.WaitGroup // goroutines of the bundle
+	deleting sync.Mutex     // held by the one that finishes deletions
+
+	mu     sync.Mutex
+	guard  []meta.Cond
+	topics map[topicname.Name]*ownedTopic
+	leave  error // why no more topics are opened; nil while owned
+	// undeleted: a deletion was broken off and is to be taken up again.
+	undeleted bool
+}
+
+// ownedTopic is a topic of the bundle: being opened, open, or being closed.
+type ownedTopic struct {
+	name topicname.Name
+	id   uint64
+	// ready is closed when topic or err is set.
+	ready chan struct{}
+	topic *topic.Topic
+	err   error
+	// reopening: it ended by itself and is being closed; gone is closed when that is
+	// done.
+	reopening bool
+	gone      chan struct{}
+}
+
+// openBundle takes up a bundle whose owner record this broker has just written;
+// guard is that record's revision and this broker's session.
+func (b *Broker) openBundle(ctx context.Context, bd bundle.Bundle, guard []meta.Cond) (*ownedBundle, error) {
+	o := &ownedBundle{
+		b: b, bundle: bd, guard: guard, topics: map[topicname.Name]*ownedTopic{},
+		log:   b.log.With("bundle", bd.String()),
+		shelf: bundlelog.NewShelf(topic.Ends),
+	}
+	o.ctx, o.cancel = context.WithCancelCause(context.Background())
+	b.ids.Discard() // ids of a chain rise across owners
+	journal, err := bundlelog.Open(ctx, bundlelog.Options{
+		Bundle: bd.String(), First: bd.Range.First, Last: bd.Range.Last,
+		Layout: b.opts.Layout, Store: b.opts.Store, Ledgers: b.opts.Ledgers,
+		Guard: o.conds, Quorum: b.opts.Quorum, State: o.shelf,
+		OnFenced: func(err error) { go o.lost(fmt.Errorf("bundle log: %w", err)) },
+		Log:      o.log.Named("bundlelog"), Metrics: b.logMetrics,
+	})
+	if err != nil {
+		o.cancel(err)
+		return nil, fmt.Errorf("open the log of bundle %s: %w", bd, err)
+	}
+	o.journal = journal
+	o.work.Go(o.openUnclosed)
+	return o, nil
+}
+
+// conds is the guard of every transaction made as owner.
+func (o *ownedBundle) conds() []meta.Cond {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.guard
+}
+
+// setGuard takes over the record that a renewed session wrote.
+func (o *ownedBundle) setGuard(guard []meta.Cond) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.guard = guard
+}
+
+// topic returns a topic of the bundle, opening it if need be.
+func (o *ownedBundle) topic(ctx context.Context, name topicname.Name) (*topic.Topic, error) {
+	for {
+		o.mu.Lock()
+		if o.leave != nil {
+			err := o.leave
+			o.mu.Unlock()
+			return nil, err
+		}
+		t := o.topics[name]
+		if t == nil {
+			t = &ownedTopic{name: name, ready: make(chan struct{}), gone: make(chan struct{})}
+			o.topics[name] = t
+			o.work.Go(func() { o.open(t) })
+		}
+		o.mu.Unlock()
+		select {
+		case <-t.ready:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		if t.err != nil {
+			return nil, t.err
+		}
+		o.mu.Lock()
+		reopening := t.reopening
+		o.mu.Unlock()
+		if !reopening {
+			return t.topic, nil
+		}
+		select {
+		case <-t.gone:
+		case <-o.ctx.Done():
+			return nil, context.Cause(o.ctx)
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// open opens a topic. One that cannot be opened is forgotten, so that the next
+// who asks tries again.
+func (o *ownedBundle) open(t *ownedTopic) {
+	ctx, cancel := context.WithTimeout(o.ctx, o.b.opts.OpenTimeout)
+	defer cancel()
+	t.topic, t.err = o.openTopic(ctx, t)
+	if t.err != nil {
+		o.mu.Lock()
+		delete(o.topics, t.name)
+		o.mu.Unlock()
+		if !errors.Is(t.err, rpcerr.ErrNotFound) {
+			o.log.Warn("topic cannot be opened", "topic", t.name.String(), "error", t.err)
+		}
+		if errors.Is(t.err, chain.ErrNotOwner) {
+			o.inBackground(func() { o.checkOwned(t.err) })
+		}
+	}
+	close(t.ready)
+}
+
+func (o *ownedBundle) openTopic(ctx context.Context, t *ownedTopic) (*topic.Topic, error) {
+	record, err := o.b.catalog.Topic(ctx, t.name)
+	if err != nil {
+		return nil, err
+	}
+	if record.Deleting {
+		return nil, fmt.Errorf("%s: %w", t.name, errTopicDeleted)
+	}
+	t.id = record.ID
+	var opened *topic.Topic // set before the ledger can notify
+	ml, err := managedledger.Open(ctx, o.ledgerOptions(t, func() {
+		if opened != nil {
+			opened.Notify()
+		}
+	}))
+	if err != nil {
+		return nil, fmt.Errorf("open the ledgers of %s: %w", t.name, err)
+	}
+	key := bundlelog.Topic{ID: t.id, Hash: t.name.Hash()}
+	live := &lateLive{}
+	parked, err := o.shelf.Open(key, live)
+	if err != nil {
+		ml.Abandon()
+		return nil, err
+	}
+	opened, err = topic.Open(ctx, topic.Options{
+		Name: t.name, ID: t.id, Ledger: ml,
+		Journal:         topicJournal{o.journal, key},
+		MaxMessageBytes: o.b.opts.MaxMessageBytes,
+		Reads:           o.b.reads,
+		OnEnd:           func(err error) { o.reopen(t, err) },
+		Log:             o.log.Named("topic"), Metrics: o.b.topicMetrics, SubscriptionMetrics: o.b.subscriptionMetrics,
+		Now: o.b.opts.Now,
+	}, parked)
+	if err != nil {
+		ml.Abandon()
+		o.shelf.Close(key, parked.Encode())
+		return nil, err
+	}
+	live.set(opened)
+	return opened, nil
+}
+
+// lateLive stands for a topic while it is being opened: a snapshot asked for
+// meanwhile is given once it is open.
+type lateLive struct {
+	mu      sync.Mutex
+	topic   *topic.Topic
+	waiting []func([]byte)
+}
+
+func (l *lateLive) set(t *topic.Topic) {
+	l.mu.Lock()
+	l.topic = t
+	waiting := l.waiting
+	l.waiting = nil
+	l.mu.Unlock()
+	for _, emit := range waiting {
+		t.Snapshot(emit)
+	}
+}
+
+// Snapshot implements bundlelog.Live.
+func (l *lateLive) Snapshot(emit func([]byte)) {
+	l.mu.Lock()
+	t := l.topic
+	if t == nil {
+		l.waiting = append(l.waiting, emit)
+	}
+	l.mu.Unlock()
+	if t != nil {
+		t.Snapshot(emit)
+	}
+}
+
+func (o *ownedBundle) ledgerOptions(t *ownedTopic, notify func()) managedledger.Options {
+	return managedledger.Options{
+		Topic: t.id, Layout: o.b.opts.Layout, Store: o.b.opts.Store, Ledgers: o.b.opts.Ledgers,
+		Guard: o.conds, Quorum: o.b.opts.Quorum,
+		Roll:   managedledger.Roll{MaxBytes: o.b.opts.LedgerBytes},
+		Cache:  o.b.cache,
+		Budget: o.b.budget,
+		Notify: notify,
+		OnFenced: func(err error) {
+			o.log.Warn("topic is fenced", "topic", t.name.String(), "error", err)
+			go o.checkOwned(err)
+		},
+		Log: o.log.Named("managedledger"), Metrics: o.b.ledgerMetrics, Now: o.b.opts.Now,
+	}
+}
+
+// topicJournal appends a topic's records to the bundle log.
+type topicJournal struct {
+	log *bundlelog.Log
+	key bundlelog.Topic
+}
+
+// Append implements subscription.Journal.
+func (j topicJournal) Append(records []subscription.Record, done func(error)) error {
+	out := make([]bundlelog.Record, len(records))
+	for i, r := range records {
+		out[i] = bundlelog.Record{Topic: j.key.ID, Hash: j.key.Hash, Kind: uint8(r.Kind), Data: r.Data}
+	}
+	err := j.log.Append(out, done)
+	if errors.Is(err, ledger.ErrTooBusy) {
+		return fmt.Errorf("%w: %w", subscription.ErrTooBusy, err)
+	}
+	return err
+}
+
+// reopen closes a topic that ended by itself; whoever asks for it next opens it
+// from what the ledgers hold. Called on a goroutine of its own.
+func (o *ownedBundle) reopen(t *ownedTopic, cause error) {
+	<-t.ready
+	o.mu.Lock()
+	if o.leave != nil || t.reopening {
+		o.mu.Unlock()
+		return
+	}
+	t.reopening = true
+	o.mu.Unlock()
+	o.closeTopic(o.ctx, t, cause)
+	o.mu.Lock()
+	delete(o.topics, t.name)
+	o.mu.Unlock()
+	close(t.gone)
+	o.checkOwned(cause)
+}
+
+// closeTopic closes an open topic and puts its state back on the shelf.
+func (o *ownedBundle) closeTopic(ctx context.Context, t *ownedTopic, reason error) {
+	ctx, cancel := context.WithTimeout(ctx, o.b.opts.CloseTimeout)
+	defer cancel()
+	base := t.topic.Close(ctx, reason)
+	o.shelf.Close(bundlelog.Topic{ID: t.id, Hash: t.name.Hash()}, base)
+}
+
+// checkOwned asks the metadata store whether the bundle is still ours, after a
+// bookie said that it is not, and drops it if so (M1).
+func (o *ownedBundle) checkOwned(cause error) {
+	if ours, err := o.stillOurs(o.ctx); err == nil && !ours {
+		o.lost(cause)
+	}
+}
+
+// stillOurs reports whether the owner record is the one this broker wrote. A
+// session that lapsed meanwhile does not matter: it is renewed (M5).
+func (o *ownedBundle) stillOurs(ctx context.Context) (bool, error) {
+	owner := o.conds()[0]
+	kv, err := o.b.opts.Store.Get(ctx, owner.Key)
+	return err == nil && kv.Revision == owner.Revision, err
+}
+
+// lost drops the bundle at once. If the owner record names this broker all the
+// same, it is opened again.
+func (o *ownedBundle) lost(cause error) {
+	o.log.Warn("bundle is lost", "error", cause)
+	o.b.drop(o, fmt.Errorf("%w: %w", errMoved, cause))
+}
+
+// abandon ends everything of the bundle without waiting for its ledgers.
+func (o *ownedBundle) abandon(reason error) {
+	o.end(reason, func(t *ownedTopic) {
+		gone, cancel := context.WithCancel(context.Background())
+		cancel() // nothing of this can be made durable any more
+		t.topic.Close(gone, reason)
+	})
+	o.journal.Abandon()
+	o.work.Wait()
+}
+
+// close hands the bundle back: publishes are answered, acknowledgements durable,
+// ledgers closed, so that its next owner has nothing to recover.
+func (o *ownedBundle) close(ctx context.Context, reason error) error {
+	var wg sync.WaitGroup
+	o.end(reason, func(t *ownedTopic) { wg.Go(func() { o.closeTopic(ctx, t, reason) }) })
+	wg.Wait()
+	err := o.journal.Close(ctx)
+	o.work.Wait()
+	return err
+}
+
+// end lets no topic be opened any more and calls f for each that is open.
+func (o *ownedBundle) end(reason error, f func(*ownedTopic)) {
+	o.mu.Lock()
+	if o.leave == nil {
+		o.leave = reason
+	}
+	var all []*ownedTopic
+	for _, t := range o.topics {
+		all = append(all, t)
+	}
+	o.mu.Unlock()
+	o.cancel(reason)
+	for _, t := range all {
+		<-t.ready // opening ends with the bundle's context
+		o.mu.Lock()
+		skip := t.topic == nil || t.reopening
+		t.reopening = true
+		o.mu.Unlock()
+		if !skip {
+			f(t)
+		}
+	}
+}
+
+// open topics of the bundle.
+func (o *ownedBundle) openTopics() []*topic.Topic {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var out []*topic.Topic
+	for _, t := range o.topics {
+		select {
+		case <-t.ready:
+			if t.topic != nil && !t.reopening {
+				out = append(out, t.topic)
+			}
+		default:
+		}
+	}
+	return out
+}
+
+// openUnclosed opens, in the background and a few at a time, every topic of the
+// bundle whose last ledger is not closed (M19): its tail is recovered before
+// somebody has to wait for it, and no bookie keeps an open end for long.
+func (o *ownedBundle) openUnclosed() {
+	topics, err := o.b.catalog.TopicsOf(o.ctx, o.bundle)
+	if err != nil {
+		o.log.Warn("topics left open by the last owner are recovered only when asked for", "error", err)
+		return
+	}
+	o.deleteMarked(o.ctx)
+	for _, t := range topics {
+		unclosed, err := o.hasUnclosed(t.ID)
+		if err != nil || !unclosed || t.Deleting {
+			continue
+		}
+		if err := o.b.opening.Acquire(o.ctx, 1); err != nil {
+			return
+		}
+		_, err = o.topic(o.ctx, t.Name)
+		o.b.opening.Release(1)
+		if o.ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			o.log.Warn("topic left open by the last owner cannot be opened yet", "topic", t.Name.String(), "error", err)
+		}
+	}
+}
+
+// hasUnclosed reports whether a link of a topic's chain is not closed.
+func (o *ownedBundle) hasUnclosed(id uint64) (bool, error) {
+	kvs, _, err := o.b.opts.Store.Range(o.ctx, o.b.opts.Layout.Chain(id), "", 0)
+	if err != nil {
+		return false, err
+	}
+	for _, kv := range kvs {
+		var link metav1.ChainLink
+		if err := proto.Unmarshal(kv.Value, &link); err == nil && !link.GetClosed() {
+			return true, nil
+		}
+	}
+	return false, nil
+}

@@ -1,0 +1,475 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/magnetar-io/magnetar/bookie/ledger"
+	"github.com/magnetar-io/magnetar/broker/internal/cursor"
+	"github.com/magnetar-io/magnetar/broker/internal/position"
+	"github.com/magnetar-io/magnetar/broker/internal/subscription"
+	"github.com/magnetar-io/magnetar/broker/internal/topic"
+	"github.com/magnetar-io/magnetar/internal/rpc"
+	"github.com/magnetar-io/magnetar/internal/rpcerr"
+	"github.com/magnetar-io/magnetar/internal/topicname"
+	brokerv1 "github.com/magnetar-io/magnetar/proto/broker/v1"
+)
+
+// maxDeliveryBytes bounds the entries that go out in one gRPC message; a larger
+// entry goes alone.
+const maxDeliveryBytes = 512 << 10
+
+// consumeEvent is something to tell the client: an event ready to send, entries,
+// or the end of a consumer.
+type consumeEvent struct {
+	from     *streamConsumer
+	response *brokerv1.ConsumeResponse
+	epoch    uint64
+	entries  []subscription.Delivery
+	closed   error
+	topic    string // with closed
+}
+
+// consumeStream is one client's Consume stream: all its consumers on this
+// broker. The receiving goroutine never waits: what has to (opening, seeking)
+// runs on a goroutine of its own, of which there are at most maxTasks.
+type consumeStream struct {
+	topics topics
+	log    hclog.Logger
+	out    *outbox[consumeEvent]
+
+	tasks sync.WaitGroup
+	slots chan struct{}
+
+	mu        sync.Mutex
+	consumers map[uint64]*streamConsumer
+	ended     bool
+}
+
+// consumerWindowBytes is how many bytes of entries may be out with a consumer
+// that has not handed them on.
+const consumerWindowBytes = 4 << 20
+
+// maxTasks bounds the subscribes and seeks of one stream under way at a time.
+const maxTasks = 256
+
+type streamConsumer struct {
+	stream    *consumeStream
+	id        uint64
+	partition int32
+	// Below is guarded by stream.mu.
+	topic    *topic.Topic
+	consumer *subscription.Consumer // nil while it is being opened
+	dropped  bool                   // closed while it was being opened
+}
+
+// consume serves one Consume stream until it ends.
+func consume(stream brokerv1.Messaging_ConsumeServer, t topics, log hclog.Logger) error {
+	s := &consumeStream{
+		topics: t, log: log, out: newOutbox[consumeEvent](),
+		slots: make(chan struct{}, maxTasks), consumers: map[uint64]*streamConsumer{},
+	}
+	ctx, cancel := context.WithCancel(stream.Context())
+	sent := make(chan error, 1)
+	go func() {
+		err := s.out.run(ctx, func(events []consumeEvent) error { return s.send(stream, events) })
+		cancel()
+		sent <- err
+	}()
+	received := make(chan error, 1)
+	go func() { received <- s.receive(ctx, stream) }()
+
+	// As in produce: the receiver ends with the handler.
+	var err error
+	select {
+	case err = <-received:
+		cancel()
+		<-sent
+	case err = <-sent:
+		if stream.Context().Err() != nil {
+			err = nil // the client is gone
+		}
+	}
+	s.end()
+	return err
+}
+
+func (s *consumeStream) receive(ctx context.Context, stream brokerv1.Messaging_ConsumeServer) error {
+	for {
+		req := &brokerv1.ConsumeRequest{}
+		if err := stream.RecvMsg(req); err != nil {
+			if errors.Is(err, io.EOF) || stream.Context().Err() != nil {
+				return nil
+			}
+			return err
+		}
+		if err := s.handle(ctx, req); err != nil {
+			return err
+		}
+	}
+}
+
+// handle serves one request; an error breaks the stream.
+func (s *consumeStream) handle(ctx context.Context, req *brokerv1.ConsumeRequest) error {
+	switch req.WhichCommand() {
+	case brokerv1.ConsumeRequest_Subscribe_case:
+		return s.subscribe(ctx, req.GetSubscribe())
+	case brokerv1.ConsumeRequest_Flow_case:
+		f := req.GetFlow()
+		if sc, c := s.find(f.GetConsumerId()); c != nil {
+			if err := c.Flow(f.GetPermits(), f.GetBytes()); err != nil {
+				return fmt.Errorf("flow of consumer %d: %w: %w", sc.id, err, rpcerr.ErrInvalid)
+			}
+		}
+	case brokerv1.ConsumeRequest_Ack_case:
+		s.ack(req.GetAck())
+	case brokerv1.ConsumeRequest_Redeliver_case:
+		r := req.GetRedeliver()
+		if _, c := s.find(r.GetConsumerId()); c != nil {
+			var which []position.Position
+			for _, p := range r.GetPositions() {
+				which = append(which, positionOf(p.GetLedger(), p.GetEntry()))
+			}
+			c.Redeliver(which)
+		}
+	case brokerv1.ConsumeRequest_Seek_case:
+		sk := req.GetSeek()
+		s.task(ctx, sk.GetConsumerId(), sk.GetRequestId(), func(ctx context.Context, t *topic.Topic, c *subscription.Consumer) error {
+			place, err := placeOf(sk.GetTo())
+			if err == nil {
+				_, err = t.SeekIn(ctx, c.Subscription(), place)
+			}
+			return err
+		})
+	case brokerv1.ConsumeRequest_Unsubscribe_case:
+		u := req.GetUnsubscribe()
+		s.task(ctx, u.GetConsumerId(), u.GetRequestId(), func(ctx context.Context, t *topic.Topic, c *subscription.Consumer) error {
+			return t.Unsubscribe(ctx, c)
+		})
+	case brokerv1.ConsumeRequest_Close_case:
+		s.closeConsumer(req.GetClose().GetConsumerId())
+	default:
+		return fmt.Errorf("consume request without a command this build knows: %w", rpcerr.ErrInvalid)
+	}
+	return nil
+}
+
+// find returns a consumer of the stream; both nil once it is closed, which its
+// client may not have heard yet.
+func (s *consumeStream) find(id uint64) (*streamConsumer, *subscription.Consumer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sc := s.consumers[id]
+	if sc == nil {
+		return nil, nil
+	}
+	return sc, sc.consumer
+}
+
+// task runs something that may wait, and answers the request with its outcome.
+func (s *consumeStream) task(ctx context.Context, id, request uint64, run func(context.Context, *topic.Topic, *subscription.Consumer) error) {
+	sc, c := s.find(id)
+	if c == nil {
+		s.done(id, request, fmt.Errorf("consumer %d is closed: %w", id, subscription.ErrClosed))
+		return
+	}
+	select {
+	case s.slots <- struct{}{}:
+	default:
+		s.done(id, request, fmt.Errorf("%d requests of the stream are under way: %w", maxTasks, subscription.ErrTooBusy))
+		return
+	}
+	s.tasks.Go(func() {
+		defer func() { <-s.slots }()
+		s.done(id, request, run(ctx, sc.topic, c))
+	})
+}
+
+// done answers a request that wants an answer.
+func (s *consumeStream) done(id, request uint64, err error) {
+	if request == 0 {
+		return
+	}
+	d := brokerv1.Done_builder{ConsumerId: &id, RequestId: &request}.Build()
+	if err != nil {
+		d.SetCode(codeOf(err))
+		d.SetMessage(err.Error())
+	}
+	s.out.put(consumeEvent{response: brokerv1.ConsumeResponse_builder{Done: d}.Build()})
+}
+
+func (s *consumeStream) ack(a *brokerv1.Ack) {
+	_, c := s.find(a.GetConsumerId())
+	if c == nil {
+		s.done(a.GetConsumerId(), a.GetRequestId(), fmt.Errorf("consumer %d is closed: %w", a.GetConsumerId(), subscription.ErrClosed))
+		return
+	}
+	ack := subscription.Ack{Epoch: a.GetEpoch(), Cumulative: a.GetCumulative(), Positions: make([]subscription.Acked, 0, len(a.GetPositions()))}
+	for _, p := range a.GetPositions() {
+		ack.Positions = append(ack.Positions, subscription.Acked{
+			Position: positionOf(p.GetLedger(), p.GetEntry()), Left: cursor.Bits(p.GetAckSet()),
+		})
+	}
+	id, request := a.GetConsumerId(), a.GetRequestId()
+	c.Ack(ack, func(err error) { s.done(id, request, err) })
+}
+
+func (s *consumeStream) subscribe(ctx context.Context, req *brokerv1.Subscribe) error {
+	id := req.GetConsumerId()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.consumers[id] != nil:
+		return fmt.Errorf("consumer %d is open on this stream already: %w", id, rpcerr.ErrInvalid)
+	case len(s.consumers) >= maxPerStream:
+		return fmt.Errorf("more than %d consumers on one stream: %w", maxPerStream, rpcerr.ErrInvalid)
+	}
+	sc := &streamConsumer{stream: s, id: id, partition: -1}
+	s.consumers[id] = sc
+	s.tasks.Go(func() {
+		if err := sc.connect(ctx, req); err != nil {
+			s.out.put(consumeEvent{from: sc, closed: err, topic: req.GetTopic()})
+		}
+	})
+	return nil
+}
+
+// connect opens the topic and joins the subscription, which may take a while.
+func (sc *streamConsumer) connect(ctx context.Context, req *brokerv1.Subscribe) error {
+	s := sc.stream
+	name, err := topicname.Parse(req.GetTopic())
+	if err != nil {
+		return err
+	}
+	if err := topicname.ValidateSubscription(req.GetSubscription()); err != nil {
+		return err
+	}
+	if req.GetConsumerName() != "" {
+		if err := topicname.ValidateConsumer(req.GetConsumerName()); err != nil {
+			return err
+		}
+	}
+	if req.GetPriority() != 0 {
+		return fmt.Errorf("priority %d: priorities are not offered: %w", req.GetPriority(), subscription.ErrUnsupported)
+	}
+	start := subscription.Place{Anchor: subscription.Latest}
+	if req.HasInitialPosition() {
+		if start, err = placeOf(req.GetInitialPosition()); err != nil {
+			return err
+		}
+	}
+	t, err := s.topics.topic(ctx, name)
+	if err != nil {
+		return err
+	}
+	sc.partition = int32(name.Partition)
+	sink := &consumerSink{sc: sc, topic: name.String()}
+	c, created, err := t.Subscribe(ctx, topic.SubscribeRequest{
+		Subscription: req.GetSubscription(),
+		Consumer: subscription.ConsumerOptions{
+			Name: req.GetConsumerName(), Type: subscription.Type(req.GetType()), Instance: req.GetInstance(), WindowBytes: consumerWindowBytes,
+		},
+		Start: start, NonDurable: req.GetNonDurable(), MustExist: req.GetMustExist(), Properties: req.GetProperties(),
+	}, sink)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	dropped := sc.dropped || s.ended
+	if !dropped {
+		sc.topic, sc.consumer = t, c
+	}
+	s.mu.Unlock()
+	if dropped {
+		t.Leave(c)
+		return nil
+	}
+	// Nothing was delivered yet: that takes permits, which follow this.
+	last := t.Last()
+	s.out.put(consumeEvent{response: brokerv1.ConsumeResponse_builder{Subscribed: brokerv1.Subscribed_builder{
+		ConsumerId: &sc.id, Created: &created, WindowBytes: new(uint64(consumerWindowBytes)),
+		LastMessageId: messageIDOf(last, sc.partition),
+	}.Build()}.Build()})
+	return nil
+}
+
+func (s *consumeStream) closeConsumer(id uint64) {
+	s.mu.Lock()
+	sc := s.consumers[id]
+	delete(s.consumers, id)
+	var leave func()
+	if sc != nil {
+		sc.dropped = true
+		if t, c := sc.topic, sc.consumer; c != nil {
+			leave = func() { t.Leave(c) }
+		}
+	}
+	s.mu.Unlock()
+	if leave != nil {
+		leave()
+	}
+}
+
+// end takes all consumers out: the connection ended.
+func (s *consumeStream) end() {
+	s.mu.Lock()
+	s.ended = true
+	var open []*streamConsumer
+	for _, sc := range s.consumers {
+		if sc.consumer != nil {
+			open = append(open, sc)
+		}
+	}
+	s.mu.Unlock()
+	for _, sc := range open {
+		sc.topic.Leave(sc.consumer)
+	}
+	s.tasks.Wait()
+}
+
+// consumerSink turns what a subscription says into events of the stream.
+type consumerSink struct {
+	sc    *streamConsumer
+	topic string
+}
+
+func (k *consumerSink) Deliver(epoch uint64, entries []subscription.Delivery) {
+	k.sc.stream.out.put(consumeEvent{from: k.sc, epoch: epoch, entries: entries})
+}
+
+func (k *consumerSink) Active(active bool) {
+	k.sc.stream.out.put(consumeEvent{response: brokerv1.ConsumeResponse_builder{Active: brokerv1.ActiveChanged_builder{
+		ConsumerId: &k.sc.id, Active: &active,
+	}.Build()}.Build()})
+}
+
+func (k *consumerSink) Closed(err error) {
+	k.sc.stream.out.put(consumeEvent{from: k.sc, closed: err, topic: k.topic})
+}
+
+func (k *consumerSink) Alive() bool {
+	s := k.sc.stream
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.ended
+}
+
+// send sends events in order, neighbouring entries of one consumer together.
+func (s *consumeStream) send(stream brokerv1.Messaging_ConsumeServer, events []consumeEvent) error {
+	var d delivery
+	for _, e := range events {
+		if e.entries == nil || d.from != e.from || d.epoch != e.epoch {
+			if err := d.flush(stream); err != nil {
+				return err
+			}
+			d.from, d.epoch = e.from, e.epoch
+		}
+		for _, entry := range e.entries {
+			if d.bytes+len(entry.Body) > maxDeliveryBytes {
+				if err := d.flush(stream); err != nil {
+					return err
+				}
+			}
+			d.add(entry)
+		}
+		if e.entries != nil {
+			continue
+		}
+		if e.closed != nil {
+			e.response = s.closedMessage(e)
+		}
+		if err := stream.SendMsg(&rpc.Frame{Head: e.response}); err != nil {
+			return err
+		}
+	}
+	return d.flush(stream)
+}
+
+// delivery gathers entries of one consumer for one message.
+type delivery struct {
+	from    *streamConsumer
+	epoch   uint64
+	entries []*brokerv1.DeliveredEntry
+	payload [][]byte
+	bytes   int
+}
+
+func (d *delivery) add(e subscription.Delivery) {
+	m := &brokerv1.DeliveredEntry{}
+	m.SetLedger(int64(e.Position.Ledger))
+	m.SetEntry(int64(e.Position.Entry))
+	m.SetLength(uint32(len(e.Body)))
+	if e.Attempts > 0 {
+		m.SetRedeliveryCount(e.Attempts)
+	}
+	if e.Left != nil {
+		m.SetAckSet(e.Left)
+	}
+	d.entries = append(d.entries, m)
+	d.payload = append(d.payload, e.Body)
+	d.bytes += len(e.Body)
+}
+
+func (d *delivery) flush(stream brokerv1.Messaging_ConsumeServer) error {
+	if len(d.entries) == 0 {
+		return nil
+	}
+	head := brokerv1.ConsumeResponse_builder{Delivery: brokerv1.Delivery_builder{
+		ConsumerId: &d.from.id, Entries: d.entries, Epoch: &d.epoch,
+	}.Build()}.Build()
+	err := stream.SendMsg(&rpc.Frame{Head: head, Payload: d.payload})
+	d.entries, d.payload, d.bytes = nil, nil, 0
+	return err
+}
+
+// closedMessage forgets a consumer that ended from this side and says why.
+func (s *consumeStream) closedMessage(e consumeEvent) *brokerv1.ConsumeResponse {
+	s.mu.Lock()
+	if s.consumers[e.from.id] == e.from {
+		delete(s.consumers, e.from.id)
+	}
+	s.mu.Unlock()
+	closed := brokerv1.ConsumerClosed_builder{
+		ConsumerId: &e.from.id, Code: new(codeOf(e.closed)), Message: new(e.closed.Error()),
+	}.Build()
+	if closed.GetCode() == brokerv1.Code_CODE_MOVED {
+		closed.SetMovedTo(s.topics.movedTo(e.topic))
+	}
+	return brokerv1.ConsumeResponse_builder{Closed: closed}.Build()
+}
+
+func positionOf(l, e int64) position.Position {
+	return position.Position{Ledger: ledger.ID(l), Entry: ledger.EntryID(e)}
+}
+
+func messageIDOf(p position.Position, partition int32) *brokerv1.MessageId {
+	return brokerv1.MessageId_builder{
+		Ledger: new(int64(p.Ledger)), Entry: new(int64(p.Entry)), Partition: &partition, BatchIndex: new(int32(-1)),
+	}.Build()
+}
+
+// placeOf turns a position as clients say it into a place in the topic.
+func placeOf(p *brokerv1.Position) (subscription.Place, error) {
+	at := func(anchor subscription.Anchor, id *brokerv1.MessageId) (subscription.Place, error) {
+		return subscription.Place{Anchor: anchor, Position: positionOf(id.GetLedger(), id.GetEntry()), Index: int(id.GetBatchIndex())}, nil
+	}
+	switch p.WhichAt() {
+	case brokerv1.Position_Earliest_case:
+		return subscription.Place{Anchor: subscription.Earliest}, nil
+	case brokerv1.Position_Latest_case:
+		return subscription.Place{Anchor: subscription.Latest}, nil
+	case brokerv1.Position_Id_case:
+		return at(subscription.At, p.GetId())
+	case brokerv1.Position_AfterId_case:
+		return at(subscription.AfterID, p.GetAfterId())
+	case brokerv1.Position_PublishTimeMs_case:
+		return subscription.Place{Anchor: subscription.AtTime, Time: time.UnixMilli(p.GetPublishTimeMs())}, nil
+	}
+	return subscription.Place{}, fmt.Errorf("a position that says nothing: %w", subscription.ErrInvalid)
+}
