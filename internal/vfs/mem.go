@@ -23,6 +23,7 @@ type Mem struct {
 	locks    map[string]*memLock
 	capacity int64 // 0: unlimited
 	used     int64 // bytes of all files that have a name or are open
+	dirOps   int64 // changes of names so far
 	crashed  bool
 }
 
@@ -51,7 +52,8 @@ func newMemDir() *memDir {
 // between two folders stands in the pending list of both.
 type dirOp struct {
 	add, remove dirEntry
-	done        bool // made durable through the other folder
+	number      int64 // rises with every operation of the file system
+	done        bool  // made durable through the other folder
 }
 
 type dirEntry struct {
@@ -149,6 +151,8 @@ func (m *Mem) dirLocked(op, name string) (*memDir, error) {
 
 // changeLocked does op in memory and notes it as not yet durable.
 func (m *Mem) changeLocked(op *dirOp) {
+	m.dirOps++
+	op.number = m.dirOps
 	if r := op.remove; r.dir != nil {
 		delete(r.dir.names, r.name)
 		r.dir.pending = append(r.dir.pending, op)

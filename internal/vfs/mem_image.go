@@ -2,6 +2,7 @@ package vfs
 
 import (
 	"math/rand/v2"
+	"slices"
 	"sort"
 )
 
@@ -13,6 +14,11 @@ type ImageOptions struct {
 	// unsynced size and each unsynced change of a name survives. 0: the disk holds
 	// exactly what was synced; 1: all that was written.
 	KeepUnsynced float64
+	// OrderedNames keeps changes of names in their order, over all folders: one that
+	// survives is preceded by all before it, as on ext4 and XFS, which write them to
+	// one log. Code that leans on it (the key-value engine does: it renames a marker
+	// before it syncs the folder with the file the marker names) works only there.
+	OrderedNames bool
 	// TornSectors lets a sector that survives have old bytes in its front or back part.
 	TornSectors bool
 }
@@ -20,7 +26,8 @@ type ImageOptions struct {
 // Image returns what the disk holds if the power is cut now (or was cut by
 // Crash): a new, usable file system without locks. m is not changed, and several
 // images may be taken of it. A rename survives whole or not at all; apart from
-// that, changes of names survive independently of each other and of the data.
+// that, and unless OrderedNames is set, changes of names survive independently of
+// each other, and in any case of the data.
 func (m *Mem) Image(opts ImageOptions) *Mem {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -29,6 +36,9 @@ func (m *Mem) Image(opts ImageOptions) *Mem {
 	}
 	c := imager{ImageOptions: opts, to: NewMem(), copied: make(map[node]node)}
 	c.to.capacity = m.capacity
+	if opts.OrderedNames {
+		c.chooseLast(m.root)
+	}
 	c.to.root = c.dir(m.root)
 	return c.to
 }
@@ -39,6 +49,43 @@ type imager struct {
 	to     *Mem
 	copied map[node]node
 	kept   map[*dirOp]bool
+	last   int64 // with OrderedNames: the last change of names that survives
+}
+
+// chooseLast draws the last change of names that survives.
+func (c *imager) chooseLast(root *memDir) {
+	var numbers []int64
+	seen := make(map[*memDir]bool)
+	var walk func(d *memDir)
+	walk = func(d *memDir) {
+		if seen[d] {
+			return
+		}
+		seen[d] = true
+		for _, op := range d.pending {
+			if !op.done {
+				numbers = append(numbers, op.number)
+			}
+		}
+		for _, names := range []map[string]node{d.names, d.durable} {
+			for _, n := range names {
+				if sub, ok := n.(*memDir); ok {
+					walk(sub)
+				}
+			}
+		}
+	}
+	walk(root)
+	slices.Sort(numbers)
+	switch n := int64(len(numbers)); {
+	case n == 0 || c.KeepUnsynced <= 0:
+	case c.KeepUnsynced >= 1:
+		c.last = numbers[n-1]
+	default:
+		if i := c.below(n + 1); i > 0 {
+			c.last = numbers[i-1]
+		}
+	}
 }
 
 func (c *imager) chance(p float64) bool {
@@ -54,6 +101,9 @@ func (c *imager) below(n int64) int64 { return int64(c.Rand() % uint64(n)) }
 func (c *imager) keep(op *dirOp) bool {
 	if op.done {
 		return false // the durable names have it
+	}
+	if c.OrderedNames {
+		return op.number <= c.last
 	}
 	k, decided := c.kept[op]
 	if !decided {

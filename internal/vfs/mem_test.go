@@ -165,6 +165,44 @@ func TestImageKeepsARandomPart(t *testing.T) {
 	}
 }
 
+// TestOrderedNames shows that in order, a name survives only with all that were
+// made before it, in whatever folder; without order, some do alone.
+func TestOrderedNames(t *testing.T) {
+	m := NewMem()
+	must(t, MkdirAllSync(m, "a"))
+	must(t, MkdirAllSync(m, "b"))
+	names := []string{"a/1", "b/2", "3", "a/4", "b/5"}
+	for _, name := range names {
+		put(t, m, name, "")
+	}
+	for _, ordered := range []bool{true, false} {
+		counts := make(map[int]bool)
+		holes := false
+		for seed := range uint64(100) {
+			disk := m.Image(ImageOptions{Rand: seeded(seed), KeepUnsynced: 0.5, OrderedNames: ordered})
+			n, ended := 0, false
+			for _, name := range names {
+				if exists(disk, name) {
+					n++
+					holes = holes || ended
+				} else {
+					ended = true
+				}
+			}
+			counts[n] = true
+		}
+		if holes == ordered || len(counts) != len(names)+1 {
+			t.Errorf("ordered %v: holes %v, survivors %v", ordered, holes, counts)
+		}
+	}
+	if all := m.Image(ImageOptions{KeepUnsynced: 1, OrderedNames: true}); !exists(all, "b/5") {
+		t.Error("not all kept")
+	}
+	if none := m.Image(ImageOptions{OrderedNames: true}); exists(none, "a/1") {
+		t.Error("kept")
+	}
+}
+
 // TestRenameBetweenFoldersIsWhole shows that a rename across folders becomes
 // durable in both with the sync of one, in whatever order.
 func TestRenameBetweenFoldersIsWhole(t *testing.T) {

@@ -82,7 +82,7 @@ func TestCrashKeepsAFlushedPrefix(t *testing.T) {
 		}
 		for seed := range uint64(3) {
 			disk := mem.Image(vfs.ImageOptions{Rand: rand.New(rand.NewPCG(seed, uint64(k))).Uint64,
-				KeepUnsynced: float64(seed) * 0.4, TornSectors: true})
+				KeepUnsynced: float64(seed) * 0.4, TornSectors: true, OrderedNames: true})
 			y, err := Open(Options{FS: disk, Dir: "/data/index", Fatal: func(err error) { t.Errorf("fatal: %v", err) }})
 			if err != nil {
 				t.Fatalf("crash at %d, seed %d: %v", k, seed, err)
