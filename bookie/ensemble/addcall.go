@@ -40,7 +40,7 @@ func (w *Writer) dispatch(s *send, ref *bookieRef) {
 		b.Add(s.add, a.fn)
 	}
 	if a.left.Add(-1) == 0 {
-		w.c.calls.Put(a)
+		w.c.putCall(a)
 	}
 }
 
@@ -50,10 +50,16 @@ func (a *addCall) answer(err error) {
 	ref.bytes.Add(-a.bytes)
 	inAdd := a.left.Add(-1) == 1 // the sender is not back: perhaps it is this very goroutine
 	if !inAdd {
-		w.c.calls.Put(a)
+		w.c.putCall(a)
 	}
 	if v := judge(err); v == refused || v == uncertain {
 		ref.noteFailure(w.c.now())
 	}
 	w.answered(slot, gen, entry, err, !inAdd)
+}
+
+// putCall keeps a call nobody uses any more.
+func (c *Client) putCall(a *addCall) {
+	a.w, a.ref = nil, nil
+	c.calls.Put(a)
 }

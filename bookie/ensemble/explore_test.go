@@ -619,9 +619,9 @@ var exploredShapes = []struct {
 // on an ack quorum of the bookies it names, in order; nothing is acknowledged
 // beyond its end; no LAC runs ahead; and once all is well the ledger closes.
 func TestExplore(t *testing.T) {
-	seeds := 400
+	seeds := 150
 	if testing.Short() {
-		seeds = 50
+		seeds = 30
 	}
 	closed, changed, recovered := 0, 0, 0
 	for _, shape := range exploredShapes {

@@ -30,8 +30,8 @@ type Options struct {
 	// Session names the process in the records of ledgers it creates; nil: "".
 	Session func() string
 
-	// BudgetBytes bounds the bodies held for all writers; 0: 256 MiB. An append
-	// beyond it is refused with ErrTooBusy.
+	// BudgetBytes bounds the bodies held for all writers, and 128 bytes for each;
+	// 0: 256 MiB. An append beyond it is refused with ErrTooBusy.
 	BudgetBytes int64
 	// BookieBytes bounds what is sent to one bookie and not yet answered, and the
 	// acknowledged bodies kept for bookies that lag; 0: a quarter of BudgetBytes.

@@ -9,23 +9,17 @@ import (
 	"github.com/magnetar-io/magnetar/bookie/ledger"
 )
 
-// replica is a bookie of a fragment as the choice of whom to ask sees it.
-type replica struct {
-	slot   int
-	failed bool // failed within the last minute
-}
-
-// readOrder returns the replicas in the order in which to ask them: those that
+// readOrder returns the slots of f in the order in which to ask them: those that
 // failed lately last, and otherwise starting at a slot that depends only on the
 // ledger, so that one bookie serves all reads of a ledger from its cache and the
 // ledgers spread over the bookies (D3).
-func readOrder(id ledger.ID, f *ledger.Fragment, failed func(ledger.Member) bool) []replica {
-	order := make([]replica, 0, len(f.Ensemble))
+func readOrder(id ledger.ID, f *ledger.Fragment, failed func(ledger.Member) bool) []int {
+	order := make([]int, 0, len(f.Ensemble))
 	for pass := range 2 {
 		for i := range f.Ensemble {
 			s := (i + int(uint64(id)%uint64(len(f.Ensemble)))) % len(f.Ensemble)
 			if m := f.Ensemble[s]; !m.Vacant() && failed(m) == (pass == 1) {
-				order = append(order, replica{slot: s, failed: pass == 1})
+				order = append(order, s)
 			}
 		}
 	}
@@ -50,7 +44,7 @@ func (r *Reader) readFragment(ctx context.Context, f *ledger.Fragment, req ledge
 	answers := make(chan readAnswer, len(order))
 	waiting, next := 0, 0
 	ask := func() {
-		m := f.Ensemble[order[next].slot]
+		m := f.Ensemble[order[next]]
 		next++
 		waiting++
 		if !r.c.background(func() { answers <- r.c.readFrom(ctx, m, req) }) {
@@ -59,7 +53,7 @@ func (r *Reader) readFragment(ctx context.Context, f *ledger.Fragment, req ledge
 	}
 	r.c.readCount.Add(1)
 	ask()
-	hedge := time.NewTimer(r.c.hedgeDelay(r.c.ref(f.Ensemble[order[0].slot])))
+	hedge := time.NewTimer(r.c.hedgeDelay(r.c.ref(f.Ensemble[order[0]])))
 	defer hedge.Stop()
 	var errs []error
 	lost := true // every replica answered for certain that it lacks the entry

@@ -223,7 +223,7 @@ func TestRuleM12_VacantSlotIsRefilled(t *testing.T) {
 // was away reach it after it is back, by themselves, while the ledger is open and
 // idle; the ledger then closes without asking for verification.
 func TestRuleA9_ShortCopiesAreRepaired(t *testing.T) {
-	playWith(t, 3, ensemble.Options{BookieBytes: 64}, func(t *testing.T, s *stage) {
+	playWith(t, 3, ensemble.Options{BookieBytes: 1000}, func(t *testing.T, s *stage) {
 		w := s.create(threeTwo)
 		o := s.appendSome(w, 5, nil)
 		s.wantAcked(o, 5)

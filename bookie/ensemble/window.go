@@ -19,6 +19,13 @@ type pending struct {
 	left  uint16 // slots that will not get it from the window: noted as short, or vacant when it was acknowledged
 }
 
+// entryOverhead is counted for an entry beside its body, so that empty ones are
+// bounded too.
+const entryOverhead = 128
+
+// cost is what the entry counts in the budget.
+func (p *pending) cost() int64 { return int64(len(p.body)) + entryOverhead }
+
 // window holds the entries [first, next) in a ring that grows by doubling. An
 // entry is held until it is acknowledged and every bookie of its ensemble has
 // it, or is noted as lacking it.

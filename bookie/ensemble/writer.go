@@ -105,7 +105,7 @@ func (w *Writer) Append(body []byte, bodyCRC uint32, done func(ledger.EntryID, e
 	if len(body) > ledger.MaxBodyBytes {
 		return 0, fmt.Errorf("ledger %d: body of %d bytes: %w", w.id, len(body), ledger.ErrTooLarge)
 	}
-	size := int64(len(body))
+	size := int64(len(body)) + entryOverhead
 	reserved := w.c.reserve(size)
 	now := w.c.now()
 	w.mu.Lock()

@@ -66,7 +66,7 @@ type writerCore struct {
 	neededAt time.Duration // next attempt at a change the head waits for
 	wantedAt time.Duration // next attempt at one it can do without
 
-	heldBytes    int64 // bodies in the window
+	heldBytes    int64 // cost of the entries in the window
 	laggingBytes int64 // those of them that are acknowledged
 
 	sends []send
@@ -109,8 +109,8 @@ func (c *writerCore) refusal() error {
 func (c *writerCore) append(now time.Duration, body []byte, crc uint32, done func(ledger.EntryID, error)) ledger.EntryID {
 	e := c.window.next
 	c.total += int64(len(body))
-	c.heldBytes += int64(len(body))
 	c.window.push(pending{body: body, done: done, total: c.total, at: now, crc: crc})
+	c.heldBytes += c.window.at(e).cost()
 	if e == c.lac+1 {
 		c.headAt = now
 	}
@@ -202,7 +202,7 @@ func (c *writerCore) advance(now time.Duration) {
 		c.lac++
 		c.lacTotal, c.headAt = p.total, now
 		p.left |= ^c.live // its fragment is settled: a vacant slot stays without it
-		c.laggingBytes += int64(len(p.body))
+		c.laggingBytes += p.cost()
 		c.acks = append(c.acks, completion{entry: c.lac, done: p.done, took: now - p.at})
 		p.done = nil
 	}
@@ -223,7 +223,7 @@ func (c *writerCore) release() {
 func (c *writerCore) drop(bytes int64) {
 	for freed := int64(0); freed < bytes && c.window.first <= c.lac; c.release() {
 		p := c.window.at(c.window.first)
-		freed += int64(len(p.body))
+		freed += p.cost()
 		for s := range c.slots {
 			c.note(s, c.window.first, p)
 		}
@@ -232,7 +232,7 @@ func (c *writerCore) drop(bytes int64) {
 }
 
 func (c *writerCore) pop() {
-	n := int64(len(c.window.at(c.window.first).body))
+	n := c.window.at(c.window.first).cost()
 	c.heldBytes -= n
 	c.laggingBytes -= n
 	c.window.pop()
