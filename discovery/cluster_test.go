@@ -37,7 +37,11 @@ func testLog() hclog.Logger {
 type cluster struct {
 	t     *testing.T
 	store *meta.Mem
+	mu    sync.Mutex // guards nodes against those who look on; the story writes
 	nodes map[string]*node
+	// reach says what from sees when it tries to reach to; nil: what is so. When it
+	// is set brokers look after each other.
+	reach func(from string, to BrokerInfo) Observation
 }
 
 // node is a broker without topics: it takes bundles, serves them, and gives them
@@ -84,17 +88,39 @@ func (c *cluster) start(id string) *node {
 	}
 	n.reg = reg
 	n.wg.Go(n.loop)
+	if c.reach != nil {
+		prober := NewProber(ProberOptions{
+			Store: n.client, Layout: keys, View: n.view, Registration: reg, ID: id, Log: testLog(),
+			Probe: func(_ context.Context, b BrokerInfo) Observation { return c.reach(id, b) },
+		})
+		n.wg.Go(func() { prober.Run(n.ctx) })
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.nodes[id] = n
 	return n
 }
 
 // kill ends a node as the death of its process would.
 func (c *cluster) kill(n *node) {
+	c.mu.Lock()
+	delete(c.nodes, n.id)
+	c.mu.Unlock()
 	n.client.Close()
 	n.stop()
 	n.reg.Abandon()
 	n.wg.Wait()
-	delete(c.nodes, n.id)
+}
+
+// truth is what anyone sees who can reach everyone.
+func (c *cluster) truth(_ string, to BrokerInfo) Observation {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := c.nodes[to.ID]
+	if n == nil {
+		return Observation{Refused: true}
+	}
+	return Observation{Session: n.reg.Session()}
 }
 
 func (c *cluster) close() {

@@ -1561,6 +1561,8 @@ type ClusterResponse struct {
 	state                  protoimpl.MessageState `protogen:"opaque.v1"`
 	xxx_hidden_Cluster     *string                `protobuf:"bytes,1,opt,name=cluster"`
 	xxx_hidden_Brokers     *[]*Broker             `protobuf:"bytes,2,rep,name=brokers"`
+	xxx_hidden_Broker      *string                `protobuf:"bytes,3,opt,name=broker"`
+	xxx_hidden_Session     *string                `protobuf:"bytes,4,opt,name=session"`
 	XXX_raceDetectHookData protoimpl.RaceDetectHookData
 	XXX_presence           [1]uint32
 	unknownFields          protoimpl.UnknownFields
@@ -1611,13 +1613,43 @@ func (x *ClusterResponse) GetBrokers() []*Broker {
 	return nil
 }
 
+func (x *ClusterResponse) GetBroker() string {
+	if x != nil {
+		if x.xxx_hidden_Broker != nil {
+			return *x.xxx_hidden_Broker
+		}
+		return ""
+	}
+	return ""
+}
+
+func (x *ClusterResponse) GetSession() string {
+	if x != nil {
+		if x.xxx_hidden_Session != nil {
+			return *x.xxx_hidden_Session
+		}
+		return ""
+	}
+	return ""
+}
+
 func (x *ClusterResponse) SetCluster(v string) {
 	x.xxx_hidden_Cluster = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 2)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 4)
 }
 
 func (x *ClusterResponse) SetBrokers(v []*Broker) {
 	x.xxx_hidden_Brokers = &v
+}
+
+func (x *ClusterResponse) SetBroker(v string) {
+	x.xxx_hidden_Broker = &v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 4)
+}
+
+func (x *ClusterResponse) SetSession(v string) {
+	x.xxx_hidden_Session = &v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 4)
 }
 
 func (x *ClusterResponse) HasCluster() bool {
@@ -1627,9 +1659,33 @@ func (x *ClusterResponse) HasCluster() bool {
 	return protoimpl.X.Present(&(x.XXX_presence[0]), 0)
 }
 
+func (x *ClusterResponse) HasBroker() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 2)
+}
+
+func (x *ClusterResponse) HasSession() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 3)
+}
+
 func (x *ClusterResponse) ClearCluster() {
 	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 0)
 	x.xxx_hidden_Cluster = nil
+}
+
+func (x *ClusterResponse) ClearBroker() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 2)
+	x.xxx_hidden_Broker = nil
+}
+
+func (x *ClusterResponse) ClearSession() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 3)
+	x.xxx_hidden_Session = nil
 }
 
 type ClusterResponse_builder struct {
@@ -1637,6 +1693,8 @@ type ClusterResponse_builder struct {
 
 	Cluster *string
 	Brokers []*Broker
+	Broker  *string
+	Session *string
 }
 
 func (b0 ClusterResponse_builder) Build() *ClusterResponse {
@@ -1644,10 +1702,18 @@ func (b0 ClusterResponse_builder) Build() *ClusterResponse {
 	b, x := &b0, m0
 	_, _ = b, x
 	if b.Cluster != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 2)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 4)
 		x.xxx_hidden_Cluster = b.Cluster
 	}
 	x.xxx_hidden_Brokers = &b.Brokers
+	if b.Broker != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 4)
+		x.xxx_hidden_Broker = b.Broker
+	}
+	if b.Session != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 4)
+		x.xxx_hidden_Session = b.Session
+	}
 	return m0
 }
 
@@ -1707,10 +1773,12 @@ const file_proto_discovery_v1_discovery_proto_rawDesc = "" +
 	"\x03pid\x18\x03 \x01(\x03R\x03pid\x12\x18\n" +
 	"\aversion\x18\x04 \x01(\tR\aversion\x12!\n" +
 	"\fhttp_address\x18\x05 \x01(\tR\vhttpAddress\"\x10\n" +
-	"\x0eClusterRequest\"d\n" +
+	"\x0eClusterRequest\"\x96\x01\n" +
 	"\x0fClusterResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x127\n" +
-	"\abrokers\x18\x02 \x03(\v2\x1d.magnetar.discovery.v1.BrokerR\abrokers2\xe9\x02\n" +
+	"\abrokers\x18\x02 \x03(\v2\x1d.magnetar.discovery.v1.BrokerR\abrokers\x12\x16\n" +
+	"\x06broker\x18\x03 \x01(\tR\x06broker\x12\x18\n" +
+	"\asession\x18\x04 \x01(\tR\asession2\xe9\x02\n" +
 	"\tDiscovery\x12U\n" +
 	"\x06Topics\x12$.magnetar.discovery.v1.TopicsRequest\x1a%.magnetar.discovery.v1.TopicsResponse\x12U\n" +
 	"\x06Lookup\x12$.magnetar.discovery.v1.LookupRequest\x1a%.magnetar.discovery.v1.LookupResponse\x12T\n" +
