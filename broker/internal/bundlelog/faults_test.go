@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -42,14 +43,14 @@ var errDead = errors.New("dead")
 // replays a state that some prefix of the appends made, no shorter than what was
 // acknowledged; and its own appends and passes go on from there.
 func TestRuleM23_OwnerMayDieAtEveryEntry(t *testing.T) {
-	const entries = 150
+	const entries = 80
 	passes := 0
 	for k := range entries {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld(t)
 			rng := rand.New(rand.NewPCG(uint64(k), 2))
 			pad := 0
-			if k%2 == 1 {
+			if k%4 == 3 {
 				pad = chunkBytes + k*1000
 			}
 			a := w.owner("a", pad)
@@ -58,10 +59,13 @@ func TestRuleM23_OwnerMayDieAtEveryEntry(t *testing.T) {
 			}
 			a.opts.PassBytes = 1500
 			a.open()
+			var mu sync.Mutex // guards what follows and rng
 			dead := false
 			bookies := [3]int{}
 			for i := range 3 {
 				w.bookies.At(i).OnAdd(func(ledger.Add) ensembletest.AddFault {
+					mu.Lock()
+					defer mu.Unlock()
 					if bookies[i]++; dead || bookies[i] > k {
 						// Whether the last entry gets in is chance, bookie by bookie.
 						f := ensembletest.AddFault{Err: errDead, Store: !dead && rng.IntN(2) == 0}
@@ -71,8 +75,14 @@ func TestRuleM23_OwnerMayDieAtEveryEntry(t *testing.T) {
 					return ensembletest.AddFault{Delay: time.Duration(rng.IntN(1000)) * time.Microsecond}
 				})
 			}
-			for i := 0; i < 400 && !dead; i++ {
-				churn(a, rng, 1)
+			choice := rand.New(rand.NewPCG(uint64(k), 3))
+			alive := func() bool {
+				mu.Lock()
+				defer mu.Unlock()
+				return !dead
+			}
+			for i := 0; i < 400 && alive(); i++ {
+				churn(a, choice, 1)
 			}
 			time.Sleep(10 * time.Millisecond)
 			a.log.Abandon()
@@ -93,7 +103,7 @@ func TestRuleM23_OwnerMayDieAtEveryEntry(t *testing.T) {
 			for topic, numbers := range began {
 				began[topic] = slices.Clone(numbers)
 			}
-			churn(b, rng, 100)
+			churn(b, choice, 100)
 			settle()
 			if b.acked != len(b.appended) {
 				t.Errorf("the next owner got %d of %d acknowledged", b.acked, len(b.appended))
@@ -144,7 +154,10 @@ func TestRuleM4_EveryMetadataWriteMayFail(t *testing.T) {
 					n := 0
 					hit = false
 					var back time.Time
+					var mu sync.Mutex
 					w.store.OnCall(func(c meta.Call) meta.Fault {
+						mu.Lock()
+						defer mu.Unlock()
 						switch {
 						case c.Client != "a":
 							return meta.Fault{}
@@ -162,9 +175,9 @@ func TestRuleM4_EveryMetadataWriteMayFail(t *testing.T) {
 						}
 						return meta.Fault{}
 					})
-					a.opts.PassBytes = 1500
+					a.opts.RollBytes, a.opts.PassBytes = 1000, 1000
 					a.open()
-					for range 15 {
+					for range 8 {
 						churn(a, rng, 20)
 						settle()
 					}

@@ -262,7 +262,11 @@ func summary(m map[Topic][]uint64) string {
 	return fmt.Sprint(out)
 }
 
-func settle() { time.Sleep(time.Minute) }
+// settle gives everything under way the time to end.
+func settle() {
+	time.Sleep(time.Minute)
+	synctest.Wait()
+}
 
 // checkStore checks that the log names exactly the ledgers that are not
 // tombstones, and that at most two of these are not closed.

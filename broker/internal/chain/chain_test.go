@@ -112,6 +112,12 @@ type answer struct {
 	err error
 }
 
+// rest lets time pass, and ends when nothing more happens at that time.
+func rest(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
 func body(n int) []byte { return fmt.Appendf(nil, "%04d", n) }
 
 // append appends the next body; the error is that of a refusal.
@@ -222,7 +228,7 @@ func TestRuleM17_PlannedRollKeepsOrderAndAtMostTwoOpen(t *testing.T) {
 		}
 		for range 300 {
 			w.appendMany(1)
-			time.Sleep(300 * time.Microsecond)
+			rest(300 * time.Microsecond)
 		}
 		w.close()
 		if n := len(w.links.ids); n < 8 {
@@ -321,7 +327,7 @@ func TestRuleM1_FencedEndsTheChain(t *testing.T) {
 		}
 		// Some may have got in before the fence; all later ones cannot.
 		for range 3 {
-			time.Sleep(100 * time.Millisecond)
+			rest(100 * time.Millisecond)
 			_ = w.append()
 		}
 		err := <-w.lost
@@ -355,12 +361,12 @@ func TestRuleM20_RollsWaitForTheMetadataStore(t *testing.T) {
 		synctest.Wait()
 		w.store.SetUnavailable(true)
 		w.appendMany(35)
-		time.Sleep(time.Minute)
+		rest(time.Minute)
 		if n := len(w.answers.got); n != 40 {
 			t.Fatalf("%d of 40 appends acknowledged without the store", n)
 		}
 		w.appendMany(25)
-		time.Sleep(time.Minute)
+		rest(time.Minute)
 		if n := len(w.answers.got); n != 40 {
 			t.Errorf("%d appends acknowledged in a ledger of 40 entries", n)
 		}
@@ -368,7 +374,7 @@ func TestRuleM20_RollsWaitForTheMetadataStore(t *testing.T) {
 			t.Errorf("beyond the budget: %v", err)
 		}
 		w.store.SetUnavailable(false)
-		time.Sleep(10 * time.Second)
+		rest(10 * time.Second)
 		if n := len(w.answers.got); n != 65 {
 			t.Errorf("%d of 65 appends acknowledged with the store back", n)
 		}
@@ -385,7 +391,7 @@ func TestAppendsWaitForBookies(t *testing.T) {
 		w.bookies.At(0).Kill()
 		w.bookies.At(1).Kill()
 		w.appendMany(10)
-		time.Sleep(time.Minute)
+		rest(time.Minute)
 		if len(w.answers.got) != 0 {
 			t.Errorf("%d appends acknowledged by one bookie", len(w.answers.got))
 		}
@@ -393,7 +399,7 @@ func TestAppendsWaitForBookies(t *testing.T) {
 			t.Errorf("beyond the budget: %v", err)
 		}
 		w.bookies.At(0).Restart()
-		time.Sleep(10 * time.Second)
+		rest(10 * time.Second)
 		if len(w.answers.got) != 10 {
 			t.Errorf("%d of 10 appends acknowledged", len(w.answers.got))
 		}
@@ -425,7 +431,7 @@ func TestIdleChainHasNoGoroutine(t *testing.T) {
 		w := newWorld(t, Options{IdleAfter: time.Second})
 		for round := range 3 {
 			w.appendMany(2)
-			time.Sleep(5 * time.Second)
+			rest(5 * time.Second)
 			w.a.mu.Lock()
 			if w.a.running != nil {
 				t.Errorf("round %d: the chain's goroutine still runs", round)
@@ -444,13 +450,13 @@ func TestRetireClosesWithoutASuccessor(t *testing.T) {
 		w := newWorld(t, Options{})
 		w.appendMany(2)
 		w.a.Retire()
-		time.Sleep(time.Second)
+		rest(time.Second)
 		if len(w.links.closed) != 0 && len(w.links.ids) != 1 {
 			t.Errorf("ledgers %v, closed %v", w.links.ids, w.links.closed)
 		}
 		w.appendMany(2)
 		w.a.Retire()
-		time.Sleep(time.Second)
+		rest(time.Second)
 		if len(w.links.closed) != len(w.links.ids) {
 			t.Errorf("ledgers %v, closed %v", w.links.ids, w.links.closed)
 		}

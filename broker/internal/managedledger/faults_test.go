@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -78,9 +79,12 @@ func TestRuleM4_EveryMetadataWriteMayFailOnce(t *testing.T) {
 func failAt(t *testing.T, k int, fault meta.Fault, outage time.Duration) (hit bool) {
 	w := newWorld(t)
 	a := w.owner("a", Roll{MaxEntries: 6})
+	var mu sync.Mutex
 	n := 0
 	var back time.Time
 	w.store.OnCall(func(c meta.Call) meta.Fault {
+		mu.Lock()
+		defer mu.Unlock()
 		switch {
 		case c.Client != "a":
 			return meta.Fault{}
@@ -136,8 +140,11 @@ func TestRuleM17_OwnerMayDieAtEveryMetadataWrite(t *testing.T) {
 func dieAt(t *testing.T, k int, done bool) (hit bool) {
 	w := newWorld(t)
 	a := w.owner("a", Roll{MaxEntries: 6})
+	var mu sync.Mutex
 	n := 0
 	w.store.OnCall(func(c meta.Call) meta.Fault {
+		mu.Lock()
+		defer mu.Unlock()
 		if c.Client != "a" || c.Kind != meta.CallTxn {
 			return meta.Fault{}
 		}
@@ -192,7 +199,13 @@ func TestBookiesFailInTurn(t *testing.T) {
 			w.bookies.Add("")
 			a := w.owner("a", Roll{MaxEntries: 20}).open()
 			rng := uint64(seed)*0x9e3779b97f4a7c15 + 1
-			next := func(n uint64) uint64 { rng = rng*6364136223846793005 + 1; return (rng >> 33) % n }
+			var mu sync.Mutex
+			next := func(n uint64) uint64 {
+				mu.Lock()
+				defer mu.Unlock()
+				rng = rng*6364136223846793005 + 1
+				return (rng >> 33) % n
+			}
 			for range 100 {
 				a.publishMany(1)
 				time.Sleep(time.Duration(next(3000)) * time.Microsecond)

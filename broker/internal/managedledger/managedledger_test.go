@@ -2,6 +2,7 @@ package managedledger
 
 import (
 	"errors"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -64,8 +65,11 @@ func TestNotifyFollowsTheLastConfirmed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		a := w.owner("a", Roll{})
+		var mu sync.Mutex
 		seen := position.Start
 		a.opts.Notify = func() {
+			mu.Lock()
+			defer mu.Unlock()
 			if p := a.m.LastConfirmed(); !seen.Before(p) {
 				t.Errorf("notified with %v, before it was %v", p, seen)
 			} else {

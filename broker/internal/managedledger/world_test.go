@@ -6,6 +6,7 @@ import (
 	"hash/crc32"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -157,6 +158,8 @@ func (o *owner) publish(messages uint32) error {
 			}
 		})
 	if err != nil {
+		w.mu.Lock()
+		defer w.mu.Unlock()
 		o.results = o.results[:at]
 		return err
 	}
@@ -286,4 +289,7 @@ func (w *world) checkStore() {
 }
 
 // settle gives everything under way the time to end.
-func settle() { time.Sleep(time.Minute) }
+func settle() {
+	time.Sleep(time.Minute)
+	synctest.Wait()
+}
