@@ -203,6 +203,16 @@ func (c *Cursor) Bytes() int64 {
 	return c.acked.Bytes() + c.changes.acked.Bytes() + c.partials.Bytes() + c.words*8 + int64(len(c.partial))*mapEntry
 }
 
+// Exceeds reports whether Bytes is above limit, at next to no cost while it is
+// far below.
+func (c *Cursor) Exceeds(limit int64) bool {
+	const mostPerEntry = 512 // where each stands in a ledger of its own, and is news as well
+	if (c.acked.Len()+int64(len(c.partial)))*mostPerEntry+c.words*8 <= limit {
+		return false
+	}
+	return c.Bytes() > limit
+}
+
 // advance moves mark over the entries that follow it and are acknowledged, and
 // forgets what lies behind it.
 func (c *Cursor) advance(chain Chain) {

@@ -288,6 +288,37 @@ func TestMillionHoles(t *testing.T) {
 	}
 }
 
+// Shows that the cheap bound on a cursor's memory agrees with the exact one,
+// however its acknowledgements are spread.
+func TestExceedsAgreesWithBytes(t *testing.T) {
+	spread := map[string]func(c *Cursor, i int){
+		"dense": func(c *Cursor, i int) {
+			c.Ack(bigLedger(0), position.Position{Ledger: 1, Entry: ledger.EntryID(2*i + 1)})
+		},
+		"a ledger each": func(c *Cursor, i int) { c.Ack(bigLedger(0), position.Position{Ledger: ledger.ID(i + 2), Entry: 7}) },
+		"a container each": func(c *Cursor, i int) {
+			c.Ack(bigLedger(0), position.Position{Ledger: 1, Entry: ledger.EntryID(i+1) << 16})
+		},
+		"parts of batches": func(c *Cursor, i int) {
+			c.AckPart(bigLedger(0), position.Position{Ledger: 1, Entry: ledger.EntryID(i)}, From(1, 70))
+		},
+		"parts, large batches": func(c *Cursor, i int) {
+			c.AckPart(bigLedger(0), position.Position{Ledger: 1, Entry: ledger.EntryID(i)}, From(1, MaxBits))
+		},
+	}
+	for name, step := range spread {
+		c := New(position.Start)
+		for i := range 300 {
+			step(c, i)
+			for limit := int64(1); limit < 1<<24; limit *= 3 {
+				if got, want := c.Exceeds(limit), c.Bytes() > limit; got != want {
+					t.Fatalf("%s: after %d steps Exceeds(%d) = %v, Bytes = %d", name, i+1, limit, got, c.Bytes())
+				}
+			}
+		}
+	}
+}
+
 // bigLedger is a chain of one ledger with so many entries.
 type bigLedger ledger.EntryID
 

@@ -111,9 +111,9 @@ func (m *machine) plan(last position.Position) step {
 	if last.Before(m.read) || last.IsStart() {
 		return step{wait: "caught up: every entry was delivered"}
 	}
-	if m.cursor.Holes() > m.holesLimit/4 && m.cursor.Bytes() > m.holesLimit {
-		return step{wait: fmt.Sprintf("%d entries are acknowledged beyond %v, which is not: the cursor has reached %d bytes, nothing new is handed out",
-			m.cursor.Holes(), m.read, m.holesLimit)}
+	if m.cursor.Exceeds(m.holesLimit) {
+		return step{wait: fmt.Sprintf("what is acknowledged out of order after %v takes more than %d bytes: nothing new is handed out before older entries are acknowledged",
+			m.cursor.MarkDelete(), m.holesLimit)}
 	}
 	return step{from: m.read, maxEntries: int(entries), maxBytes: bytes}
 }
