@@ -205,6 +205,20 @@ func (n *node) serve(b BundleInfo) {
 	n.serves[b.Bundle.String()] = b
 }
 
+// takings is how many bundles it took so far.
+func (n *node) takings() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.taken
+}
+
+// endings is how many of its sessions others ended.
+func (n *node) endings() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.ended
+}
+
 func (n *node) drop(name string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

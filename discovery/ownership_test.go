@@ -26,8 +26,8 @@ func TestBundlesSpreadOverBrokers(t *testing.T) {
 		}
 		d := c.start("d")
 		c.settle(10 * time.Second)
-		if d.taken != len(d.owns()) || a.taken != catalog.DefaultBundles || b.taken > catalog.DefaultBundles {
-			t.Errorf("bundles moved to and fro: %d, %d, %d taken", a.taken, b.taken, d.taken)
+		if d.takings() != len(d.owns()) || a.takings() != catalog.DefaultBundles || b.takings() > catalog.DefaultBundles {
+			t.Errorf("bundles moved to and fro: %d, %d, %d taken", a.takings(), b.takings(), d.takings())
 		}
 		before := c.store.Revision()
 		time.Sleep(10 * time.Minute)
@@ -127,7 +127,7 @@ func TestRuleM5_LongOutageMovesNothing(t *testing.T) {
 			taken := 0
 			for id, n := range c.nodes {
 				sessions[id] = n.reg.Session()
-				taken += n.taken
+				taken += n.takings()
 			}
 			c.store.SetUnavailable(true)
 			time.Sleep(outage)
@@ -140,7 +140,7 @@ func TestRuleM5_LongOutageMovesNothing(t *testing.T) {
 				t.Errorf("%d bundles are elsewhere after an outage of %v", wrong, outage)
 			}
 			for id, n := range c.nodes {
-				taken -= n.taken
+				taken -= n.takings()
 				if renewed := n.reg.Session() != sessions[id]; renewed != (outage > 5*time.Second) {
 					t.Errorf("broker %s: new session %v after an outage of %v", id, renewed, outage)
 				}
@@ -243,8 +243,8 @@ func TestRuleM6_EndedBrokerDropsAllAndStaysAway(t *testing.T) {
 			if took := time.Since(ended); took > DefaultLease {
 				t.Errorf("noticed after %v", took)
 			}
-			if len(a.owns()) != 0 || a.ended != i+1 {
-				t.Errorf("%d bundles are served on, sessions ended: %d", len(a.owns()), a.ended)
+			if len(a.owns()) != 0 || a.endings() != i+1 {
+				t.Errorf("%d bundles are served on, sessions ended: %d", len(a.owns()), a.endings())
 			}
 			noticed := time.Now()
 			for a.reg.Session() == "" {

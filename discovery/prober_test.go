@@ -173,7 +173,7 @@ func TestRuleM6_OneWayCutDoesNotFlap(t *testing.T) {
 		c.reach = func(from string, to BrokerInfo) Observation { return Observation{Refused: true} }
 		a, b := c.start("a"), c.start("b")
 		time.Sleep(10 * time.Minute)
-		if n := a.ended + b.ended; n < 1 || n > 10 {
+		if n := a.endings() + b.endings(); n < 1 || n > 10 {
 			t.Errorf("%d sessions were ended in ten minutes", n)
 		}
 		served := 0
@@ -195,11 +195,11 @@ func TestRuleM5_NewcomerEndsNobody(t *testing.T) {
 		c.reach = func(string, BrokerInfo) Observation { return Observation{Refused: true} }
 		c.start("b")
 		time.Sleep(DefaultLease - 100*time.Millisecond)
-		if a.ended != 0 {
+		if a.endings() != 0 {
 			t.Error("a newcomer ended a session")
 		}
 		time.Sleep(time.Minute)
-		if a.ended == 0 {
+		if a.endings() == 0 {
 			t.Error("nobody ever ended it: this test shows nothing")
 		}
 	})
