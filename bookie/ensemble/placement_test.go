@@ -73,11 +73,8 @@ func TestRuleM28_ReadOnlyTakesControlOnly(t *testing.T) {
 // out and puts bookies that failed last.
 func TestReadOrder(t *testing.T) {
 	f := ledger.Fragment{Ensemble: bookies("a", "b", "-", "d")}
-	slots := func(id ledger.ID, failed string) (out []int) {
-		for _, s := range readOrder(id, &f, func(m ledger.Member) bool { return m.Bookie == failed }) {
-			out = append(out, s)
-		}
-		return out
+	slots := func(id ledger.ID, failed string) []int {
+		return readOrder(id, &f, func(m ledger.Member) bool { return m.Bookie == failed })
 	}
 	for _, c := range []struct {
 		id     ledger.ID

@@ -38,35 +38,32 @@ func (b *Bookie) workLocked() {
 	default:
 		return
 	}
-	if !b.working && len(b.queue) > 0 {
-		b.working = true
+	if b.working || len(b.queue) == 0 {
+		return
+	}
+	b.working = true
+	if b.latency > 0 {
+		time.AfterFunc(b.latency, b.work) // no goroutine sleeps, so none is left when a test ends
+	} else {
 		go b.work()
 	}
 }
 
-// work answers adds in order until there are none.
+// work answers what has gathered, in order.
 func (b *Bookie) work() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for len(b.queue) > 0 {
-		if d := b.latency; d > 0 {
-			b.mu.Unlock()
-			time.Sleep(d)
-			b.mu.Lock()
-		}
-		select {
-		case <-b.thawed:
-		default:
-			b.working = false
-			return
-		}
+	select {
+	case <-b.thawed:
 		batch := b.queue
 		b.queue = nil
 		for _, j := range batch {
 			b.storeOne(j)
 		}
+	default:
 	}
 	b.working = false
+	b.workLocked()
 }
 
 // storeOne does one add and answers it. Called with mu held, which it gives up
@@ -77,12 +74,11 @@ func (b *Bookie) storeOne(j job) {
 		f = b.onAdd(j.add)
 	}
 	if f.Delay > 0 {
-		go func() {
-			time.Sleep(f.Delay)
+		time.AfterFunc(f.Delay, func() {
 			b.mu.Lock()
 			defer b.mu.Unlock()
 			b.finish(j, f)
-		}()
+		})
 		return
 	}
 	b.finish(j, f)
