@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -282,5 +284,95 @@ func TestRuleM3_DeletionResumes(t *testing.T) {
 				w.checkStore()
 			})
 		}
+	}
+}
+
+// Shows that owners come and go while calls of the metadata store fail in every
+// way, bookies die and come back, and the head is trimmed: everything acknowledged
+// from the earliest position still needed on is there in the end, in one order.
+func TestOwnersComeAndGoUnderFaults(t *testing.T) {
+	for seed := range uint64(25) {
+		synctest.Test(t, func(t *testing.T) { comeAndGo(t, seed) })
+		if t.Failed() {
+			t.Fatalf("seed %d", seed)
+		}
+	}
+}
+
+func comeAndGo(t *testing.T, seed uint64) {
+	w := newWorld(t)
+	w.bookies.Add("")
+	var mu sync.Mutex
+	rng := rand.New(rand.NewPCG(seed, 1))
+	chance := func(n int) int {
+		mu.Lock()
+		defer mu.Unlock()
+		return rng.IntN(n)
+	}
+	var calm atomic.Bool
+	w.store.OnCall(func(c meta.Call) meta.Fault {
+		if c.Client == "" || calm.Load() || chance(8) != 0 {
+			return meta.Fault{}
+		}
+		if c.Kind == meta.CallTxn {
+			return faults[chance(len(faults))].fault
+		}
+		return meta.Fault{Err: meta.ErrUnavailable}
+	})
+	var needed position.Position
+	for life := range 4 {
+		o := w.owner(fmt.Sprint("owner-", life), Roll{MaxEntries: 8, MaxAge: time.Millisecond})
+		if life == 3 {
+			calm.Store(true)
+			for i := range 4 {
+				w.bookies.At(i).Restart()
+			}
+		}
+		for o.tryOpen(t.Context()) != nil {
+			time.Sleep(time.Second)
+		}
+		for range 60 {
+			_ = o.publish(uint32(chance(4)))
+			time.Sleep(time.Duration(chance(20)) * time.Millisecond)
+			switch b := w.bookies.At(chance(4)); chance(15) {
+			case 0:
+				b.Kill()
+				time.Sleep(time.Duration(chance(5)) * time.Second)
+				b.Restart()
+			case 1, 2:
+				last := o.m.LastConfirmed()
+				last.Entry -= ledger.EntryID(chance(10))
+				needed = position.Max(needed, last)
+				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+				_, _ = o.m.Trim(ctx, needed, Retention{})
+				cancel()
+			}
+		}
+		if life < 3 && chance(2) == 0 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Duration(chance(10))*time.Second)
+			_ = o.m.Close(ctx)
+			cancel()
+		} else if life < 3 {
+			o.m.Abandon()
+		}
+		if life < 3 {
+			continue
+		}
+		settle()
+		if ok, _ := o.answered(); ok != 60 {
+			t.Errorf("the last owner, in calm, got %d of 60 acknowledged; trouble: %v", ok, o.m.Stats().Trouble)
+		}
+		first := o.m.First()
+		at := map[position.Position]bool{}
+		for _, e := range o.readAll() {
+			at[e.Position] = true
+		}
+		for p := range w.acked {
+			if !p.Before(needed) && !at[p] {
+				t.Errorf("acknowledged at %v, needed from %v, gone; the topic begins at %v", p, needed, first)
+			}
+		}
+		w.checkStore()
+		o.m.Abandon()
 	}
 }

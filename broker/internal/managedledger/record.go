@@ -127,10 +127,12 @@ func (r *record) Link(id ledger.ID) ([]meta.Cond, []meta.Op) {
 	var ops []meta.Op
 	if newest, ok := r.newest(); ok {
 		l.follow(&newest)
+		key := r.key(newest.sequence)
 		if newest.trimmed { // it stayed only until there is a newer one
-			key := r.key(newest.sequence)
 			conds = append(conds, meta.Cond{Key: key, Revision: newest.revision})
 			ops = append(ops, meta.Op{Key: key, Delete: true})
+		} else { // a try that arrives late, after a later one was made and trimmed, fails
+			conds = append(conds, meta.Cond{Key: key, AnyRevision: true})
 		}
 	}
 	return conds, append(ops, meta.Op{Key: r.key(l.sequence), Value: l.encode()})
@@ -193,6 +195,9 @@ func (r *record) refresh(ctx context.Context) error {
 	if stored, err = r.read(ctx); err != nil {
 		return err
 	}
+	if err := r.touchNewest(ctx, stored); err != nil {
+		return err
+	}
 	m := r.m
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -214,6 +219,29 @@ func (r *record) refresh(ctx context.Context) error {
 	return nil
 }
 
+// touchNewest writes the newest link again, as it is, so that a trim of it that
+// is still on its way comes too late: arriving after the next link was made, it
+// would leave a trimmed link inside the chain.
+func (r *record) touchNewest(ctx context.Context, stored links) error {
+	if len(stored) == 0 || !stored[len(stored)-1].closed || stored[len(stored)-1].trimmed {
+		return nil
+	}
+	l := &stored[len(stored)-1]
+	key := r.key(l.sequence)
+	rev, err := r.commit(ctx, meta.Txn{
+		Conds: []meta.Cond{{Key: key, Revision: l.revision}},
+		Ops:   []meta.Op{{Key: key, Value: l.encode()}},
+	})
+	if err == nil && rev == l.revision { // it reads the same whether it was written or not
+		err = meta.ErrUncertain
+	}
+	if err != nil {
+		return fmt.Errorf("touch chain link %d: %w", l.sequence, err)
+	}
+	l.revision = rev
+	return nil
+}
+
 // dropOrphan removes a link that got into the chain without a writer.
 func (r *record) dropOrphan(ctx context.Context, l link, stored links) error {
 	md, err := chain.Recover(ctx, r.m.opts.Ledgers, r.m.opts.Store, l.ledger, r.m.opts.Guard())
@@ -227,7 +255,7 @@ func (r *record) dropOrphan(ctx context.Context, l link, stored links) error {
 	r.sequence, r.highest = max(r.sequence, l.sequence), max(r.highest, l.ledger)
 	// The link it followed may have been one that stayed only until there was a
 	// newer one, and is gone then; this one stays in its place.
-	stays := stored[0].sequence == l.sequence
+	stays := len(stored) == 1
 	if newest, ok := r.newest(); ok && stays {
 		l.follow(&newest)
 	}
