@@ -37,8 +37,9 @@ func (s *Subscription) Join(opts ConsumerOptions, sink Sink) (*Consumer, error) 
 	if s.closed != nil {
 		return nil, s.closed
 	}
+	m := s.machineLocked()
 	s.makeRoomLocked(opts)
-	notices, err := s.m.join(c, opts.Type)
+	notices, err := m.join(c, opts.Type)
 	if err != nil {
 		s.eventLocked(nil)
 		return nil, fmt.Errorf("subscription %s: %w", s.saved.Name, err)
@@ -70,7 +71,7 @@ func (s *Subscription) makeRoomLocked(opts ConsumerOptions) {
 func (c *Consumer) Flow(messages uint32, bytes uint64) error {
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
-	if err := c.s.m.flow(c.c, messages, bytes); err != nil {
+	if err := c.c.flow(messages, bytes); err != nil {
 		return err
 	}
 	c.s.kickLocked()
@@ -83,7 +84,7 @@ func (c *Consumer) Flow(messages uint32, bytes uint64) error {
 func (c *Consumer) Redeliver(which []position.Position) {
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
-	if c.s.closed != nil {
+	if c.s.m == nil {
 		return
 	}
 	before := c.s.m.replay.Len()
@@ -97,7 +98,7 @@ func (c *Consumer) Redeliver(which []position.Position) {
 func (c *Consumer) Leave() {
 	c.s.mu.Lock()
 	defer c.s.mu.Unlock()
-	if c.s.closed == nil {
+	if c.s.m != nil {
 		c.s.eventLocked(c.s.m.leave(c.c))
 	}
 }
@@ -141,7 +142,7 @@ func (s *Subscription) ack(c *consumer, ack Ack, done func(error)) (now bool, er
 	switch {
 	case s.closed != nil:
 		return true, s.closed
-	case ack.Epoch != 0 && ack.Epoch < s.m.cursor.Epoch():
+	case ack.Epoch != 0 && ack.Epoch < s.saved.Cursor.Epoch():
 		return true, nil
 	case s.outbox.waiting >= s.opts.UnansweredAcks:
 		return true, fmt.Errorf("%d acknowledgements are not durable yet: %w", s.outbox.waiting, ErrTooBusy)
@@ -162,7 +163,7 @@ func (s *Subscription) ack(c *consumer, ack Ack, done func(error)) (now bool, er
 // checkLocked refuses an acknowledgement before any of it is applied.
 func (s *Subscription) checkLocked(ack Ack) error {
 	if ack.Cumulative {
-		if s.m.kind == Shared && len(s.m.consumers) > 0 {
+		if s.m != nil && s.m.kind == Shared && len(s.m.consumers) > 0 {
 			return fmt.Errorf("cumulative acknowledgement on a shared subscription, where others hold entries before it: %w", ErrInvalid)
 		}
 		if len(ack.Positions) != 1 {
@@ -186,23 +187,26 @@ func (s *Subscription) checkLocked(ack Ack) error {
 // applyLocked acknowledges one position. One that names no entry of the topic,
 // such as one trimmed away, is passed over.
 func (s *Subscription) applyLocked(c *consumer, cumulative bool, a Acked) {
-	cur, links := s.m.cursor, s.m.chain
+	cur, links := s.saved.Cursor, s.chain()
 	if cur.Acked(a.Position) || links.After(a.Position.Prev()) != a.Position {
 		return
 	}
+	whole := true
 	switch {
 	case cumulative && a.Left == nil:
 		cur.AckCumulative(links, a.Position)
-		s.m.ackedThrough()
 	case cumulative:
 		cur.AckCumulativePart(links, a.Position, a.Left)
-		s.m.ackedThrough()
 	case a.Left == nil:
 		cur.Ack(links, a.Position)
-		s.m.acked(c, a.Position)
 	default:
-		if _, whole := cur.AckPart(links, a.Position, a.Left); whole {
-			s.m.acked(c, a.Position)
-		}
+		_, whole = cur.AckPart(links, a.Position, a.Left)
+	}
+	switch {
+	case s.m == nil:
+	case cumulative:
+		s.m.ackedThrough()
+	case whole:
+		s.m.acked(c, a.Position)
 	}
 }

@@ -313,15 +313,16 @@ func positionsOf(ds []Delivery) []position.Position {
 func newTest(t testing.TB, l *fakeLedger, j *fakeJournal, change func(*Options)) (*Subscription, Record) {
 	t.Helper()
 	opts := Options{Topic: "persistent://public/default/t", Partition: -1, Ledger: l}
+	var journal Journal
 	if j != nil {
-		opts.Journal = j
+		journal = j
 	}
 	if change != nil {
 		change(&opts)
 	}
 	saved := Saved{ID: 7, Name: "sub", Cursor: Target{}.Cursor()}
 	base := Record{Kind: KindCreate, Data: saved.AppendCreate(nil)}
-	s, err := New(opts, saved)
+	s, err := New(opts.Filled(), journal, saved)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -62,6 +62,9 @@ type consumer struct {
 	deliveries, messages, bytes uint64 // totals, for stats
 }
 
+// noConsumer is the reason to wait of a machine without consumers.
+const noConsumer = "no consumer is connected"
+
 const (
 	roundEntries = 20 // a consumer's share of a round
 	readEntries  = 100
@@ -122,7 +125,7 @@ func (m *machine) plan(last position.Position) step {
 func (m *machine) nobody() string {
 	switch {
 	case len(m.consumers) == 0:
-		return "no consumer is connected"
+		return noConsumer
 	case m.leaving != nil:
 		return fmt.Sprintf("hand-over: consumer %s has not acknowledged all it was given before consumer %s is served", m.leaving.name, m.heir.name)
 	}
@@ -258,8 +261,8 @@ func (m *machine) pick(bytes int64) *consumer {
 	return nil
 }
 
-// flow books permits and bytes that a consumer gave.
-func (m *machine) flow(c *consumer, messages uint32, bytes uint64) error {
+// flow books permits and bytes that the consumer gave.
+func (c *consumer) flow(messages uint32, bytes uint64) error {
 	if bytes > uint64(c.out) {
 		return fmt.Errorf("consumer %s gave back %d bytes, %d were out: %w", c.name, bytes, c.out, ErrOverCredit)
 	}
@@ -346,6 +349,11 @@ func (m *machine) sought() {
 	}
 	m.attempts.clear()
 	m.restart()
+}
+
+// idle reports whether a new machine would be the same.
+func (m *machine) idle() bool {
+	return len(m.consumers) == 0 && m.replay.Len() == 0 && m.attempts.slices == nil
 }
 
 // bytes is about what the machine takes in memory beyond its fixed size.

@@ -212,7 +212,7 @@ func (w *world) act() {
 		if c := w.someConsumer(); c != nil {
 			n := rapid.IntRange(0, 9).Draw(w.t, "permits")
 			b := rapid.Int64Range(0, c.out).Draw(w.t, "bytes")
-			if err := w.m.flow(c, uint32(n), uint64(b)); err != nil {
+			if err := c.flow(uint32(n), uint64(b)); err != nil {
 				w.t.Fatal(err)
 			}
 			w.granted[c] += int64(n)

@@ -40,9 +40,9 @@ const retryAfter = 20 * time.Millisecond
 // returns true when that is so already, and answer is the caller's to call.
 func (o *outbox) oweLocked(answer func(error)) bool {
 	switch {
-	case o.s.opts.Journal == nil:
+	case o.s.journal == nil:
 		return true
-	case o.s.m.cursor.Dirty():
+	case o.s.saved.Cursor.Dirty():
 		o.gathering = append(o.gathering, answer)
 	case len(o.letters) > 0:
 		last := &o.letters[len(o.letters)-1]
@@ -58,8 +58,8 @@ func (o *outbox) oweLocked(answer func(error)) bool {
 // gathering too: the seek undid it.
 func (o *outbox) soughtLocked(answer func(error)) {
 	o.letters = append(o.letters, letter{
-		data:    appendCursor(nil, o.s.saved.ID, o.s.m.cursor.AppendWhole(nil)),
-		mark:    o.s.m.cursor.MarkDelete(),
+		data:    appendCursor(nil, o.s.saved.ID, o.s.saved.Cursor.AppendWhole(nil)),
+		mark:    o.s.saved.Cursor.MarkDelete(),
 		answers: append(o.gathering, answer),
 	})
 	o.gathering = nil
@@ -68,8 +68,8 @@ func (o *outbox) soughtLocked(answer func(error)) {
 
 // sendLocked sends the next letter, if none is under way.
 func (o *outbox) sendLocked() {
-	cur := o.s.m.cursor
-	if o.s.opts.Journal == nil {
+	cur := o.s.saved.Cursor
+	if o.s.journal == nil {
 		o.durable = cur.MarkDelete()
 		return
 	}
@@ -84,7 +84,7 @@ func (o *outbox) sendLocked() {
 		o.letters = append(o.letters, letter{data: data, mark: cur.MarkDelete(), answers: o.gathering})
 		o.gathering = nil
 	}
-	err := o.s.opts.Journal.Append([]Record{{Kind: KindCursor, Data: o.letters[0].data}}, o.sent)
+	err := o.s.journal.Append([]Record{{Kind: KindCursor, Data: o.letters[0].data}}, o.sent)
 	switch {
 	case err == nil:
 		o.sending = true

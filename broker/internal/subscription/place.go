@@ -112,13 +112,15 @@ func (s *Subscription) Seek(t Target, done func(error)) {
 		done(err)
 		return
 	}
-	t.seek(s.m.cursor)
-	s.m.sought()
+	t.seek(s.saved.Cursor)
+	if s.m != nil {
+		s.m.sought()
+	}
 	if s.retry != nil { // what could not be read may not be wanted any more
 		s.retry.Stop()
 		s.retry = nil
 	}
-	now := s.opts.Journal == nil
+	now := s.journal == nil
 	if !now {
 		s.outbox.soughtLocked(done)
 	}

@@ -13,7 +13,5 @@ func (s *Subscription) Snapshot() Record {
 func (s *Subscription) SnapshotDuring(f func(Record)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	saved := s.saved
-	saved.Cursor = s.m.cursor
-	f(Record{Kind: KindCreate, Data: saved.AppendCreate(nil)})
+	f(Record{Kind: KindCreate, Data: s.saved.AppendCreate(nil)})
 }

@@ -44,31 +44,30 @@ type ConsumerStats struct {
 func (s *Subscription) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	cur, last := s.m.cursor, s.opts.Ledger.LastConfirmed()
+	cur, links, last := s.saved.Cursor, s.chain(), s.opts.Ledger.LastConfirmed()
 	st := Stats{
 		Name:        s.saved.Name,
-		Type:        s.m.kind,
 		Durable:     s.Durable(),
 		Properties:  s.saved.Properties,
 		Waiting:     s.waiting,
-		Backlog:     cur.Backlog(s.m.chain, last),
+		Backlog:     cur.Backlog(links, last),
 		MarkDelete:  cur.MarkDelete(),
 		DurableMark: s.outbox.durable,
-		Read:        s.m.read,
+		Read:        links.After(cur.MarkDelete()),
 		Epoch:       cur.Epoch(),
 		Holes:       cur.Holes(),
-		Returned:    s.m.replay.Len(),
 		Unanswered:  s.outbox.waiting,
-		MemoryBytes: s.m.bytes(),
+		MemoryBytes: cur.Bytes(),
 	}
-	if behind := s.opts.Ledger.Between(s.m.chain.After(cur.MarkDelete()), last.Next()); behind.Entries > 0 {
+	if behind := s.opts.Ledger.Between(links.After(cur.MarkDelete()), last.Next()); behind.Entries > 0 {
 		share := float64(st.Backlog) / float64(behind.Entries)
 		st.BacklogMessages = int64(share * float64(behind.Messages))
 		st.BacklogBytes = int64(share * float64(behind.Bytes))
 	}
-	if st.Waiting == "" && !s.pumping {
-		st.Waiting = s.m.plan(last).wait
+	if s.m == nil {
+		return st
 	}
+	st.Type, st.Read, st.Returned, st.MemoryBytes = s.m.kind, s.m.read, s.m.replay.Len(), s.m.bytes()
 	for _, c := range s.m.consumers {
 		st.Consumers = append(st.Consumers, ConsumerStats{
 			Name: c.name, Active: c == s.m.active || s.m.kind == Shared,
@@ -83,5 +82,8 @@ func (s *Subscription) Stats() Stats {
 func (s *Subscription) Consumers() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.m == nil {
+		return 0
+	}
 	return len(s.m.consumers)
 }

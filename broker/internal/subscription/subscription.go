@@ -15,16 +15,13 @@ import (
 	entryv1 "github.com/magnetar-io/magnetar/proto/entry/v1"
 )
 
-// Options of a Subscription. Ledger is required.
+// Options of the subscriptions of one topic. Ledger is required.
 type Options struct {
 	Topic     string // long form
 	Partition int    // −1: the topic is not partitioned
 	Ledger    Ledger
-	// Journal keeps the cursor. nil: the cursor lives in memory and ends with the
-	// last consumer (a reader's).
-	Journal Journal
-	// Failed is called once, from a goroutine of its own, when the journal takes
-	// nothing more. The subscription has closed itself by then.
+	// Failed is called once for each subscription, from a goroutine of its own, when
+	// the journal takes nothing more. The subscription has closed itself by then.
 	Failed func(error)
 	// Reads bounds, in bytes, what all subscriptions that share it read at a time;
 	// it holds at least 4 MiB. nil: no bound but that of each subscription.
@@ -41,7 +38,8 @@ type Options struct {
 	Metrics        *Metrics
 }
 
-func (o *Options) fill() {
+// Filled returns options with the defaults in place, for New.
+func (o Options) Filled() *Options {
 	if o.FailoverDelay == 0 {
 		o.FailoverDelay = time.Second
 	}
@@ -60,6 +58,7 @@ func (o *Options) fill() {
 	if o.Metrics == nil {
 		o.Metrics = NewMetrics(nil)
 	}
+	return &o
 }
 
 // Subscription is a named group of consumers and its cursor. Safe for concurrent
@@ -67,18 +66,19 @@ func (o *Options) fill() {
 //
 // While there is something to do and somebody to do it for, one goroutine, pump,
 // reads and hands out. It ends when the machine says wait; kick, called after
-// every event, starts it again.
+// every event, starts it again. What only consumers need, the machine and the
+// context of reads, is not there before the first one.
 type Subscription struct {
-	opts  Options
-	saved Saved // Cursor belongs to the machine
-	log   hclog.Logger
+	opts    *Options // shared, not altered
+	journal Journal  // nil: the cursor is not kept
+	saved   Saved    // its Cursor is guarded by mu
 
-	ctx    context.Context // of reads
-	cancel context.CancelFunc
-	work   sync.WaitGroup // pump, and fail where it needs a goroutine
+	work sync.WaitGroup // pump, and fail where it needs a goroutine
 
 	mu       sync.Mutex
-	m        *machine
+	m        *machine        // nil while nobody is connected and nothing is remembered
+	ctx      context.Context // of reads; set with the first of them
+	cancel   context.CancelFunc
 	pumping  bool
 	waiting  string // why nothing is handed out; "" while pump works
 	closed   error
@@ -96,22 +96,30 @@ const (
 )
 
 // New returns the subscription that saved describes, with saved.Cursor as its
-// own. A cursor that stands beyond the end of the topic is damage:
-// managedledger.ErrBeyondEnd.
-func New(opts Options, saved Saved) (*Subscription, error) {
-	opts.fill()
-	s := &Subscription{opts: opts, saved: saved, log: opts.Log.With("subscription", saved.Name)}
+// own, which journal keeps; nil: the cursor lives in memory and ends with the
+// last consumer (a reader's). opts come from Filled and are shared by all
+// subscriptions of the topic. A cursor that stands beyond the end of the topic
+// is damage: managedledger.ErrBeyondEnd.
+func New(opts *Options, journal Journal, saved Saved) (*Subscription, error) {
 	if last := saved.Cursor.Last(); !last.IsStart() {
 		if _, err := opts.Ledger.Next(last); err != nil {
 			return nil, fmt.Errorf("subscription %s has acknowledged %v: %w", saved.Name, last, err)
 		}
 	}
-	links := chain{opts.Ledger}
-	saved.Cursor.Settle(links)
-	s.m = newMachine(links, saved.Cursor, opts.Topic, opts.Partition, opts.CursorBytes)
+	s := &Subscription{opts: opts, journal: journal, saved: saved, waiting: noConsumer}
+	saved.Cursor.Settle(s.chain())
 	s.outbox = outbox{s: s, durable: saved.Cursor.MarkDelete()}
-	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s, nil
+}
+
+func (s *Subscription) chain() chain { return chain{s.opts.Ledger} }
+
+// machineLocked returns the machine, and makes it if need be.
+func (s *Subscription) machineLocked() *machine {
+	if s.m == nil {
+		s.m = newMachine(s.chain(), s.saved.Cursor, s.opts.Topic, s.opts.Partition, s.opts.CursorBytes)
+	}
+	return s.m
 }
 
 // chain is the arithmetic of a Ledger, for positions that are in it.
@@ -133,7 +141,7 @@ func (s *Subscription) Name() string { return s.saved.Name }
 func (s *Subscription) ID() uint64 { return s.saved.ID }
 
 // Durable reports whether the cursor outlives its consumers.
-func (s *Subscription) Durable() bool { return s.opts.Journal != nil }
+func (s *Subscription) Durable() bool { return s.journal != nil }
 
 // Notify tells that there may be more entries to read.
 func (s *Subscription) Notify() {
@@ -147,9 +155,16 @@ func (s *Subscription) kickLocked() {
 	if s.pumping || s.closed != nil || s.retry != nil {
 		return
 	}
+	if s.m == nil {
+		s.waiting = noConsumer
+		return
+	}
 	next := s.m.plan(s.opts.Ledger.LastConfirmed())
 	s.waiting = next.wait
 	if next.wait == "" {
+		if s.ctx == nil {
+			s.ctx, s.cancel = context.WithCancel(context.Background())
+		}
 		s.pumping = true
 		s.work.Add(1)
 		go s.pump(next)
@@ -218,7 +233,7 @@ func (s *Subscription) handOut(did step, items []item, err error) step {
 	}
 	s.trouble, s.backoff = nil, 0
 	for _, p := range s.m.assign(did, items) {
-		p.to.sink.Deliver(s.m.cursor.Epoch(), p.entries)
+		p.to.sink.Deliver(s.saved.Cursor.Epoch(), p.entries)
 		s.opts.Metrics.entries.Add(float64(len(p.entries)))
 	}
 	next := s.m.plan(s.opts.Ledger.LastConfirmed())
@@ -234,7 +249,7 @@ func (s *Subscription) handOut(did step, items []item, err error) step {
 func (s *Subscription) troubleLocked(err error) step {
 	s.backoff = min(max(2*s.backoff, firstBackoff), lastBackoff)
 	if s.trouble == nil {
-		s.log.Warn("cannot read entries", "error", err)
+		s.opts.Log.Warn("cannot read entries", "topic", s.opts.Topic, "subscription", s.saved.Name, "error", err)
 	}
 	s.trouble = err
 	s.pumping = false
@@ -251,6 +266,9 @@ func (s *Subscription) troubleLocked(err error) step {
 // eventLocked does what follows every change of the machine that consumers or
 // acknowledgements made.
 func (s *Subscription) eventLocked(notices []notice) {
+	if s.m == nil {
+		return
+	}
 	for _, n := range notices {
 		n.to.sink.Active(n.active)
 	}
@@ -267,6 +285,9 @@ func (s *Subscription) eventLocked(notices []notice) {
 		s.handover = time.AfterFunc(max(0, s.opts.FailoverDelay), s.handOverLate)
 	}
 	s.kickLocked()
+	if s.m.idle() && !s.pumping {
+		s.m = nil
+	}
 }
 
 // handOverLate serves the next consumer of a failover subscription though the
@@ -274,7 +295,7 @@ func (s *Subscription) eventLocked(notices []notice) {
 func (s *Subscription) handOverLate() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.handover == nil || s.closed != nil {
+	if s.handover == nil || s.closed != nil || s.m == nil {
 		return
 	}
 	s.handover = nil
@@ -303,17 +324,21 @@ func (s *Subscription) closeLocked(reason error) []func(error) {
 	}
 	s.closed = reason
 	s.waiting = reason.Error()
-	s.cancel()
+	if s.cancel != nil {
+		s.cancel()
+	}
 	for _, t := range []*time.Timer{s.retry, s.handover} {
 		if t != nil {
 			t.Stop()
 		}
 	}
 	s.retry, s.handover = nil, nil
-	for _, c := range s.m.consumers {
-		c.sink.Closed(reason)
+	if s.m != nil {
+		for _, c := range s.m.consumers {
+			c.sink.Closed(reason)
+		}
+		s.m = nil
 	}
-	s.m.consumers, s.m.active, s.m.leaving, s.m.heir = nil, nil, nil, nil
 	return s.outbox.abandonLocked()
 }
 
@@ -337,5 +362,5 @@ func (s *Subscription) fail(err error) {
 func (s *Subscription) KeepFrom() position.Position {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return position.Min(s.outbox.durable, s.m.cursor.MarkDelete()).Next()
+	return position.Min(s.outbox.durable, s.saved.Cursor.MarkDelete()).Next()
 }

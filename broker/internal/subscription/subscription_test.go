@@ -2,14 +2,13 @@ package subscription
 
 import (
 	"errors"
-	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/magnetar-io/magnetar/bookie/ledger"
 	"github.com/magnetar-io/magnetar/broker/internal/cursor"
 	"github.com/magnetar-io/magnetar/broker/internal/managedledger"
 	"github.com/magnetar-io/magnetar/broker/internal/position"
@@ -301,7 +300,7 @@ func TestRuleM18_CursorBeyondTheEndIsDamage(t *testing.T) {
 	} {
 		c := cursor.New(position.Start)
 		change(c)
-		if _, err := New(Options{Ledger: l}, Saved{ID: 1, Name: "s", Cursor: c}); !errors.Is(err, managedledger.ErrBeyondEnd) {
+		if _, err := New(Options{Ledger: l}.Filled(), nil, Saved{ID: 1, Name: "s", Cursor: c}); !errors.Is(err, managedledger.ErrBeyondEnd) {
 			t.Errorf("cursor at %v: %v", c.Last(), err)
 		}
 	}
@@ -926,19 +925,32 @@ func TestUnansweredAcksAreBounded(t *testing.T) {
 	})
 }
 
-// Shows that an idle subscription, however many there are, has no goroutine and
-// stays small.
-func TestIdleCostsNoGoroutine(t *testing.T) {
+// Shows that an idle subscription has no goroutine and stays within 512 bytes,
+// however many there are.
+func TestIdleSubscriptionsAreSmall(t *testing.T) {
 	l := newFakeLedger()
-	fill(l, 3)
-	for i := range 1000 {
-		s, err := New(Options{Ledger: l, Journal: &fakeJournal{}}, Saved{ID: uint64(i), Name: fmt.Sprint(i), Cursor: cursor.New(position.Position{Ledger: 1, Entry: ledger.EntryID(2)})})
+	end := fill(l, 3)[2]
+	opts := Options{Ledger: l}.Filled()
+	journal := &fakeJournal{}
+	const n = 2000
+	all := make([]*Subscription, n)
+	goroutines := runtime.NumGoroutine()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for i := range all {
+		s, err := New(opts, journal, Saved{ID: uint64(i), Name: "s", Cursor: Target{Mark: end}.Cursor()})
 		if err != nil {
 			t.Fatal(err)
 		}
 		s.Notify()
-		if s.pumping {
-			t.Fatal("pump runs for nobody")
-		}
+		all[i] = s
+	}
+	runtime.ReadMemStats(&after)
+	// What was garbage at once counts too, but there is little of it.
+	if bytes := (after.TotalAlloc - before.TotalAlloc) / n; bytes > 512+64 {
+		t.Errorf("%d bytes a subscription", bytes)
+	}
+	if got := runtime.NumGoroutine(); got > goroutines {
+		t.Errorf("%d goroutines more", got-goroutines)
 	}
 }

@@ -26,6 +26,7 @@ func Open(ctx context.Context, opts Options, parked bundlelog.Parked) (*Topic, e
 		readers: map[*subscription.Subscription]struct{}{}, creating: map[string]chan struct{}{},
 		nextSubscription: max(state.subscriptions.NextID, 1),
 	}
+	t.shared = t.subscriptionOptions()
 	t.nextIndex, t.lastTime = t.ledger.NextIndex(), t.ledger.LastTime()
 	if err := t.replay(ctx, state.checkpoint); err != nil {
 		return nil, fmt.Errorf("open %s: %w", opts.Name, err)
@@ -42,16 +43,21 @@ func Open(ctx context.Context, opts Options, parked bundlelog.Parked) (*Topic, e
 	return t, nil
 }
 
-func (t *Topic) newSubscription(saved subscription.Saved, journal subscription.Journal) (*subscription.Subscription, error) {
-	return subscription.New(subscription.Options{
-		Topic: t.opts.Name.String(), Partition: t.opts.Name.Partition, Ledger: t.ledger, Journal: journal,
+// subscriptionOptions are those of all subscriptions of the topic.
+func (t *Topic) subscriptionOptions() *subscription.Options {
+	return subscription.Options{
+		Topic: t.opts.Name.String(), Partition: t.opts.Name.Partition, Ledger: t.ledger,
 		Reads: t.opts.Reads, Log: t.opts.Log, Metrics: t.opts.SubscriptionMetrics,
 		Failed: func(err error) {
 			t.mu.Lock()
 			defer t.mu.Unlock()
 			t.endLocked(err)
 		},
-	}, saved)
+	}.Filled()
+}
+
+func (t *Topic) newSubscription(saved subscription.Saved, journal subscription.Journal) (*subscription.Subscription, error) {
+	return subscription.New(t.shared, journal, saved)
 }
 
 // SubscribeRequest asks for a consumer.

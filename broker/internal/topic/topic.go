@@ -106,6 +106,7 @@ func (o *Options) fill() {
 type Topic struct {
 	opts   Options
 	ledger Ledger
+	shared *subscription.Options // of all subscriptions
 
 	mu        sync.Mutex
 	closing   error // why nothing is taken any more; nil while open
