@@ -36,15 +36,19 @@ func (n *Node) add(a *ledger.Add, done func(error)) error {
 	if err := n.disk.admit(control); err != nil {
 		return err
 	}
+	if !control && n.upkeep.room() == 0 {
+		return fmt.Errorf("add entry %d to ledger %d: the log is filled faster than it is emptied: %w", a.Envelope.Entry, a.Envelope.Ledger, ledger.ErrTooBusy)
+	}
 	call := &addCall{node: n, bytes: int64(ledger.EnvelopeBytes + len(a.Body)), done: done}
 	if !n.inFlight.take(call.bytes, control) {
 		return fmt.Errorf("add entry %d to ledger %d: %d bytes in flight: %w", a.Envelope.Entry, a.Envelope.Ledger, n.inFlight.bytes.Load(), ledger.ErrTooBusy)
 	}
-	err := n.handOver(a, call)
-	if err != nil {
+	if err := n.handOver(a, call); err != nil {
 		n.inFlight.give(call.bytes)
+		return err
 	}
-	return err
+	n.upkeep.took(call.bytes, n.identity.ReserveBytes/16)
+	return nil
 }
 
 // handOver decides and appends under the ledger's lock, so that a fence is in the

@@ -39,12 +39,15 @@ func (n *Node) Delete(ctx context.Context, id ledger.ID) error {
 // startDelete hands the tombstone to the log. Every add that was let in before it
 // is in the log before it.
 func (n *Node) startDelete(id ledger.ID, result chan<- error) {
+	n.deletes.Lock()
+	defer n.deletes.Unlock()
 	g := n.table.Lock(id)
 	defer g.Unlock()
 	g.Delete()
 	n.hot.Append(hotlog.Record{Kind: hotlog.KindTombstone, Ledger: id}, func(_ hotlog.Place, err error) {
 		if err == nil {
 			n.hot.Forget(id) // before any later append of the log is answered: nothing of id comes after
+			n.upkeep.noteDeleted(id)
 		}
 		result <- err
 	})

@@ -116,19 +116,26 @@ func add(t testing.TB, b adder, a ledger.Add) error {
 	}
 }
 
-// fill stores entries first to last, each of size bytes, creating the ledger.
+// fill stores entries first to last, each of size bytes, creating the ledger. One
+// that is refused because the node is busy is sent again.
 func fill(t testing.TB, b adder, id ledger.ID, first, last ledger.EntryID, size int) {
 	t.Helper()
 	var wait sync.WaitGroup
 	for e := first; e <= last; e++ {
 		a := entryOf(id, e, size)
 		a.Create = true
-		wait.Add(1)
-		b.Add(a, func(err error) {
-			if err != nil {
-				t.Errorf("add entry %d of ledger %d: %v", a.Envelope.Entry, id, err)
+		wait.Go(func() {
+			for {
+				err := add(t, b, a)
+				if errors.Is(err, ledger.ErrTooBusy) {
+					time.Sleep(5 * time.Millisecond)
+					continue
+				}
+				if err != nil {
+					t.Errorf("add entry %d of ledger %d: %v", a.Envelope.Entry, id, err)
+				}
+				return
 			}
-			wait.Done()
 		})
 	}
 	wait.Wait()

@@ -17,6 +17,7 @@ type metrics struct {
 	deleted     prometheus.Counter
 	movedBytes  prometheus.Counter
 	recycled    prometheus.Counter
+	damaged     prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer, n *Node) (*metrics, error) {
@@ -45,6 +46,10 @@ func newMetrics(r prometheus.Registerer, n *Node) (*metrics, error) {
 			Name: "magnetar_bookie_recycled_segments_total",
 			Help: "Segments of the log given back for reuse.",
 		}),
+		damaged: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "magnetar_bookie_damaged_entries_total",
+			Help: "Entries that the background check found damaged.",
+		}),
 	}
 	if r == nil {
 		return m, nil
@@ -54,7 +59,7 @@ func newMetrics(r prometheus.Registerer, n *Node) (*metrics, error) {
 	}
 	var errs []error
 	for _, c := range []prometheus.Collector{
-		m.refusedAdds, m.fences, m.readEntries, m.deleted, m.movedBytes, m.recycled,
+		m.refusedAdds, m.fences, m.readEntries, m.deleted, m.movedBytes, m.recycled, m.damaged,
 		gauge("magnetar_bookie_in_flight_bytes", "Bytes of adds taken and not answered.",
 			func() float64 { return float64(n.inFlight.bytes.Load()) }),
 		gauge("magnetar_bookie_ledgers", "Ledgers with something on this bookie.",

@@ -1,7 +1,6 @@
 package bookie
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -12,7 +11,9 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/magnetar-io/magnetar/bookie/internal/coldstore"
 	"github.com/magnetar-io/magnetar/bookie/internal/hotlog"
+	"github.com/magnetar-io/magnetar/bookie/internal/index"
 	"github.com/magnetar-io/magnetar/bookie/internal/ledgertable"
 	"github.com/magnetar-io/magnetar/bookie/ledger"
 	"github.com/magnetar-io/magnetar/internal/vfs"
@@ -29,6 +30,12 @@ type Node struct {
 
 	table *ledgertable.Table
 	hot   *hotlog.Log
+	cold  *coldstore.Store
+	index *index.Index
+
+	// deletes is held from noting a deletion to handing it to the log, and while the
+	// set of deleted ledgers is copied into it. Taken before the table's locks.
+	deletes sync.Mutex
 
 	gate     gate // of what appends
 	readGate gate // of what reads
@@ -91,6 +98,7 @@ func (n *Node) open() error {
 		return err
 	}
 	n.disk = newDisk(n.identity.ReserveBytes)
+	n.upkeep.init()
 	n.table = new(ledgertable.Table)
 	n.inFlight.limit = o.MemoryBytes / 8
 	n.reading.limit = o.MemoryBytes / 8
@@ -103,7 +111,7 @@ func (n *Node) open() error {
 	if err := n.raiseStarts(); err != nil {
 		return err
 	}
-	if err := n.openHot(); err != nil {
+	if err := n.openStorage(); err != nil {
 		return err
 	}
 	n.measure()
@@ -124,77 +132,6 @@ func (o *Options) reserve(total uint64) int64 {
 	return min(max(disk/20, 4*o.SegmentBytes), disk/4)
 }
 
-// openHot opens the log and takes in what it says.
-func (n *Node) openHot() error {
-	o := &n.opts
-	var err error
-	n.hot, err = hotlog.Open(hotlog.Options{
-		FS:             o.FS,
-		Dir:            filepath.Join(o.Dir, "hot"),
-		SegmentBytes:   o.SegmentBytes,
-		GroupBytes:     int(min(1<<20, o.SegmentBytes/4)),
-		QueueBytes:     2 * n.inFlight.limit,
-		TailCacheBytes: o.MemoryBytes / 4,
-		SpareSegments:  int(max(2, o.HotBytes/o.SegmentBytes/4)),
-		MaxDiskBytes:   o.HotBytes,
-		MaxIndexBytes:  o.MemoryBytes / 8,
-		NoSync:         o.NoSync,
-		Fatal:          o.Fatal,
-		Log:            o.Log.Named("hotlog").With("bookie", o.ID),
-		Metrics:        o.Metrics,
-		Rand:           o.Rand,
-	}, n.replay)
-	if err != nil {
-		return fmt.Errorf("open %s: %w", filepath.Join(o.Dir, "hot"), err)
-	}
-	for _, id := range n.hot.Ledgers() {
-		if n.table.Deleted(id) {
-			n.hot.Forget(id)
-		}
-	}
-	for _, d := range n.hot.Damages() {
-		if d.Ledger == 0 {
-			n.log.Error("the log lost records and it cannot be told of which ledgers: absences are answered unknown, adds refused; replace this bookie's storage",
-				"segment", d.Segment, "offset", d.Offset, "bytes", d.Length)
-			n.table.SetLimbo()
-			continue
-		}
-		g := n.table.Lock(d.Ledger)
-		g.SetLimbo()
-		g.Unlock()
-	}
-	return nil
-}
-
-// replay takes in one record of the log.
-func (n *Node) replay(r hotlog.Record, p hotlog.Place) error {
-	g := n.table.Lock(r.Ledger)
-	defer g.Unlock()
-	switch r.Kind {
-	case hotlog.KindEntry:
-		g.Added(&r.Envelope)
-	case hotlog.KindFence:
-		term, err := decodeTerm(r.Data)
-		if err != nil {
-			return fmt.Errorf("fence of ledger %d: %w", r.Ledger, err)
-		}
-		g.FenceDurable(term)
-	case hotlog.KindTombstone:
-		g.Delete()
-	}
-	return nil
-}
-
-// A fence in the log is its term, 8 bytes little-endian.
-func encodeTerm(term int64) []byte { return binary.LittleEndian.AppendUint64(nil, uint64(term)) }
-
-func decodeTerm(b []byte) (int64, error) {
-	if len(b) != 8 || int64(binary.LittleEndian.Uint64(b)) < 1 {
-		return 0, fmt.Errorf("term % x: %w", b, ledger.ErrCorrupt)
-	}
-	return int64(binary.LittleEndian.Uint64(b)), nil
-}
-
 // Close refuses new work, answers what was taken, and closes the files. The gRPC
 // server that serves the node is stopped before.
 func (n *Node) Close() error {
@@ -203,7 +140,7 @@ func (n *Node) Close() error {
 	}
 	n.upkeep.stop()
 	n.readGate.close()
-	return errors.Join(n.hot.Close(), n.lock.Close())
+	return errors.Join(n.closeStorage(), n.lock.Close())
 }
 
 // Member is the node as ensembles name it.
@@ -229,6 +166,7 @@ func (n *Node) Describe() ledger.Description {
 		ReadOnlyReason: n.disk.reason(s),
 		Ledgers:        uint64(n.table.Len()),
 		HotBytes:       uint64(n.hotBytes()),
+		ColdBytes:      uint64(n.cold.Usage().FileBytes),
 		DiskFreeBytes:  s.freeBytes,
 		DiskTotalBytes: s.totalBytes,
 	}

@@ -1,6 +1,7 @@
 package bookie
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -124,7 +125,21 @@ func (r *readRun) step(next ledger.EntryID) ledger.ReadStatus {
 // surely. An entry is in the cold store before it leaves the log, so whoever asks
 // the log first misses none.
 func (n *Node) stored(id ledger.ID, first, last ledger.EntryID, maxBytes, headBytes int, dst []ledger.Entry) ([]ledger.Entry, error) {
-	return n.hot.ReadRun(id, first, last, maxBytes, headBytes, dst)
+	found, err := n.hot.ReadRun(id, first, last, maxBytes, headBytes, dst)
+	if !errors.Is(err, ledger.ErrNoEntry) {
+		return found, err
+	}
+	if headBytes > 0 {
+		maxBytes = maxReadBytes // of what is read; what is given is less
+	}
+	cold, err := n.cold.ReadRun(id, first, last, maxBytes)
+	for _, e := range cold {
+		if headBytes > 0 {
+			e.Body = bytes.Clone(e.Body[:min(headBytes, len(e.Body))]) // keeps no block for it
+		}
+		dst = append(dst, e)
+	}
+	return dst, err
 }
 
 // Info tells what is known of a ledger. ErrNoLedger: nothing, surely. ErrUnknown:
@@ -156,7 +171,12 @@ func (n *Node) Info(_ context.Context, id ledger.ID) (ledger.Info, error) {
 
 // ranges lists which entries of a ledger are here; the log first, as in stored.
 func (n *Node) ranges(id ledger.ID) ([]ledger.EntryRange, error) {
-	return mergeRanges(n.hot.Ranges(id)), nil
+	hot := n.hot.Ranges(id)
+	cold, err := n.index.Ranges(id)
+	if err != nil {
+		return nil, fmt.Errorf("ranges of ledger %d: %w", id, err)
+	}
+	return mergeRanges(append(hot, cold...)), nil
 }
 
 // mergeRanges sorts ranges and joins those that touch or overlap.

@@ -81,6 +81,7 @@ func TestRegistration(t *testing.T) {
 		if !n.storeTrusted() {
 			t.Error("the store is not trusted")
 		}
+		synctest.Wait() // until the disk has been measured
 		n.disk.update(1, 1<<40)
 		synctest.Wait()
 		if getRecord(t, store, keys.Bookie("bookie-1"), &live); !live.GetReadOnly() {

@@ -55,3 +55,15 @@ func (x *Index) DeletedCount() uint64 {
 	}
 	return n
 }
+
+// DeletedLedgers calls fn for every ledger that has a tombstone, in no order.
+// Apply waits until it is done.
+func (x *Index) DeletedLedgers(fn func(ledger.ID)) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	for chunk, b := range x.tombstones {
+		for it := b.Iterator(); it.HasNext(); {
+			fn(ledger.ID(chunk<<16 | int64(it.Next())))
+		}
+	}
+}

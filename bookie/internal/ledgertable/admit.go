@@ -46,6 +46,14 @@ func (g *Guard) Added(e *ledger.Envelope) {
 	s.Class = max(s.Class, e.Class)
 }
 
+// Found notes that entry e is here, of which nothing else is known.
+func (g *Guard) Found(e ledger.EntryID) {
+	if !g.table.deleted.has(g.id) {
+		s := g.makeKnown()
+		s.LastEntry = max(s.LastEntry, e)
+	}
+}
+
 // CheckFence says whether a fence at term may be set, and whether it is on disk
 // already. If it is not, it is handed to the log under this same Guard, Fenced
 // follows at once, and FenceDurable once it is on disk.

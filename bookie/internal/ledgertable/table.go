@@ -129,17 +129,19 @@ func (t *Table) MergeRecord(id ledger.ID, r Record, segment uint32) {
 	s.saved = max(s.saved, segment)
 }
 
-// MergeTombstones adds an encoded chunk, read as in MergeRecord.
+// MergeDeleted takes in that ledger id was deleted, as the index says. For
+// start-up, before anything else is merged.
+func (t *Table) MergeDeleted(id ledger.ID) { t.deleted.add(id) }
+
+// MergeTombstones adds an encoded chunk, read as in MergeRecord. DropDeleted
+// follows once all is read.
 func (t *Table) MergeTombstones(chunk []byte, segment uint32) error {
-	if err := t.deleted.merge(chunk, segment); err != nil {
-		return err
-	}
-	t.dropDeleted()
-	return nil
+	return t.deleted.merge(chunk, segment)
 }
 
-// dropDeleted forgets records of ledgers that a merged chunk says are deleted.
-func (t *Table) dropDeleted() {
+// DropDeleted forgets the records of ledgers that merged tombstones say are
+// deleted.
+func (t *Table) DropDeleted() {
 	for i := range t.shards {
 		s := &t.shards[i]
 		s.mu.Lock()
@@ -151,6 +153,9 @@ func (t *Table) dropDeleted() {
 		s.mu.Unlock()
 	}
 }
+
+// DeletedLedgers calls fn for every deleted ledger, in no order.
+func (t *Table) DeletedLedgers(fn func(ledger.ID)) { t.deleted.each(fn) }
 
 // Unsaved returns the ledgers whose newest whole copy in the log is not in a
 // segment above segment: before it is recycled they must be saved anew.
@@ -180,23 +185,12 @@ func (t *Table) Saved(id ledger.ID, segment uint32) {
 	}
 }
 
-// Chunk is a part of the set of deleted ledgers, as it is saved.
-type Chunk struct {
-	Key  int64
-	Data []byte
-}
+// UnsavedTombstones is Unsaved for the chunks of the set of deleted ledgers, by key.
+func (t *Table) UnsavedTombstones(segment uint32) []int64 { return t.deleted.unsaved(segment) }
 
-// UnsavedTombstones is Unsaved for the chunks of the set of deleted ledgers.
-// What is added to a chunk later stands in the log behind it.
-func (t *Table) UnsavedTombstones(segment uint32) []Chunk {
-	keys, encoded := t.deleted.unsaved(segment)
-	chunks := make([]Chunk, len(keys))
-	for i := range keys {
-		chunks[i] = Chunk{Key: keys[i], Data: encoded[i]}
-	}
-	slices.SortFunc(chunks, func(a, b Chunk) int { return int(min(max(a.Key-b.Key, -1), 1)) })
-	return chunks
-}
+// EncodeTombstones returns a whole copy of chunk key, as MergeTombstones takes it.
+// The caller sees to it that what is deleted later also stands later in the log.
+func (t *Table) EncodeTombstones(key int64) []byte { return t.deleted.encode(key) }
 
 // SavedTombstones notes that chunk key is durable in segment.
 func (t *Table) SavedTombstones(key int64, segment uint32) { t.deleted.setSaved(key, segment) }

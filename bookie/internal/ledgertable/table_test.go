@@ -138,12 +138,22 @@ func TestRuleM14_TombstonesAreForEver(t *testing.T) {
 	}
 	again := new(Table)
 	again.MergeRecord(2, Record{Term: 5}, 3) // an older copy, met before the set
-	for _, c := range table.UnsavedTombstones(0) {
-		if err := again.MergeTombstones(c.Data, 4); err != nil {
+	for _, key := range table.UnsavedTombstones(0) {
+		if err := again.MergeTombstones(table.EncodeTombstones(key), 4); err != nil {
 			t.Fatal(err)
 		}
 	}
+	again.DropDeleted()
 	again.MergeRecord(3, Record{Term: 5}, 3) // and one met after it
+	all := 0
+	again.DeletedLedgers(func(id ledger.ID) {
+		if all++; !slices.Contains(ids, id) {
+			t.Errorf("ledger %d is listed as deleted", id)
+		}
+	})
+	if all != len(ids) {
+		t.Errorf("%d deleted ledgers listed, want %d", all, len(ids))
+	}
 	for _, id := range ids {
 		if err := add(again, id, 0, true, 0); !errors.Is(err, ledger.ErrDeleted) {
 			t.Errorf("add to deleted ledger %d: %v", id, err)
@@ -300,8 +310,8 @@ func TestAgainstModel(t *testing.T) {
 					r, _ := record(table, l)
 					next.MergeRecord(l, r, 1)
 				}
-				for _, c := range table.UnsavedTombstones(1) {
-					if err := next.MergeTombstones(c.Data, 1); err != nil {
+				for _, key := range table.UnsavedTombstones(1) {
+					if err := next.MergeTombstones(table.EncodeTombstones(key), 1); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -359,8 +369,8 @@ func FuzzDecodeChunk(f *testing.F) {
 	for id := ledger.ID(1); id < 3000; id += 1 + id%3 {
 		remove(table, id)
 	}
-	for _, c := range table.UnsavedTombstones(0) {
-		f.Add(c.Data)
+	for _, key := range table.UnsavedTombstones(0) {
+		f.Add(table.EncodeTombstones(key))
 	}
 	f.Add([]byte{})
 	f.Add(make([]byte, chunkHeadBytes))

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/RoaringBitmap/roaring/v2"
@@ -55,6 +56,16 @@ func (t *tombstones) chunkLocked(key int64) *chunk {
 	return c
 }
 
+func (t *tombstones) each(fn func(ledger.ID)) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for key, c := range t.chunks {
+		for it := c.ids.Iterator(); it.HasNext(); {
+			fn(ledger.ID(key<<chunkBits | int64(it.Next())))
+		}
+	}
+}
+
 // merge adds an encoded chunk.
 func (t *tombstones) merge(data []byte, segment uint32) error {
 	key, ids, err := decodeChunk(data)
@@ -71,18 +82,24 @@ func (t *tombstones) merge(data []byte, segment uint32) error {
 	return nil
 }
 
-// unsaved returns the chunks, encoded, whose newest whole copy is not in a
+// unsaved returns the keys of the chunks whose newest whole copy is not in a
 // segment above segment.
-func (t *tombstones) unsaved(segment uint32) (keys []int64, encoded [][]byte) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+func (t *tombstones) unsaved(segment uint32) (keys []int64) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
 	for key, c := range t.chunks {
 		if c.saved <= segment {
 			keys = append(keys, key)
-			encoded = append(encoded, encodeChunk(key, c.ids))
 		}
 	}
-	return keys, encoded
+	slices.Sort(keys)
+	return keys
+}
+
+func (t *tombstones) encode(key int64) []byte {
+	t.mu.Lock() // encoding compacts the set
+	defer t.mu.Unlock()
+	return encodeChunk(key, t.chunks[key].ids)
 }
 
 func (t *tombstones) setSaved(key int64, segment uint32) {

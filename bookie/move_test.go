@@ -1,0 +1,386 @@
+package bookie
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/magnetar-io/magnetar/bookie/ledger"
+	"github.com/magnetar-io/magnetar/internal/vfs"
+)
+
+// settle lets the upkeep work until it has nothing left to do.
+func settle() { time.Sleep(30 * time.Second); synctest.Wait() }
+
+// load stores n entries of 60 KiB in each of ledgers first to last, in turns as
+// topics do.
+func load(t *testing.T, b adder, first, last ledger.ID, from, n int) {
+	t.Helper()
+	for e := range n {
+		for id := first; id <= last; id++ {
+			fill(t, b, id, ledger.EntryID(from+e), ledger.EntryID(from+e), 60<<10)
+		}
+	}
+}
+
+// checkLoaded reads all of it back.
+func checkLoaded(t *testing.T, n *Node, first, last ledger.ID, entries int) {
+	t.Helper()
+	for id := first; id <= last; id++ {
+		for e := ledger.EntryID(0); e < ledger.EntryID(entries); {
+			reply, err := n.Read(context.Background(), ledger.ReadRequest{Ledger: id, First: e, Last: ledger.EntryID(entries - 1)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, got := range reply.Entries {
+				at := e + ledger.EntryID(i)
+				if got.Status != ledger.Found {
+					t.Fatalf("entry %d of ledger %d: status %d", at, id, got.Status)
+				}
+				if want := entryOf(id, at, 60<<10); string(got.Entry.Body) != string(want.Body) || got.Entry.Envelope != want.Envelope {
+					t.Fatalf("entry %d of ledger %d reads otherwise than written", at, id)
+				}
+			}
+			e += ledger.EntryID(len(reply.Entries))
+		}
+		info, err := n.Info(context.Background(), id)
+		if err != nil || len(info.Ranges) != 1 || info.Ranges[0] != (ledger.EntryRange{First: 0, Last: ledger.EntryID(entries - 1)}) || info.LAC != ledger.EntryID(entries-2) {
+			t.Fatalf("info of ledger %d: %+v, %v", id, info, err)
+		}
+	}
+}
+
+// TestRuleM27_RecordsOutliveTheirSegments shows that everything a segment of the
+// log said is found after the segment is gone: moved entries, the fence of an idle
+// ledger, the fence of one never written, tombstones; after a crash that keeps
+// nothing unsynced; and once more after the index is lost, from the log's own
+// copies and the footers.
+func TestRuleM27_RecordsOutliveTheirSegments(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		disk := vfs.NewMem()
+		n := openNode(t, testOptions(disk))
+		load(t, n, 1, 3, 0, 4)
+		ctx := context.Background()
+		for _, id := range []ledger.ID{3, 50} { // written, and never seen
+			if _, err := n.Fence(ctx, id, 4); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, id := range []ledger.ID{60, 61 << 20} {
+			if err := n.Delete(ctx, id); err != nil {
+				t.Fatal(err)
+			}
+		}
+		first := n.hot.Segments()[0].ID
+		for round := range 2 { // two whole budgets of the log, so that copies of records move too
+			load(t, n, 1, 2, 4+100*round, 100)
+			settle()
+		}
+		if now := n.hot.Segments()[0].ID; now < first+15 {
+			t.Fatalf("the log still begins at segment %d, began at %d", now, first)
+		}
+		check := func(when string, n *Node) {
+			t.Helper()
+			checkLoaded(t, n, 1, 2, 204)
+			checkLoaded(t, n, 3, 3, 4)
+			for id, want := range map[ledger.ID]error{3: ledger.ErrFenced, 50: ledger.ErrFenced, 60: ledger.ErrDeleted, 61 << 20: ledger.ErrDeleted} {
+				a := entryOf(id, 999, 10)
+				a.Create = true
+				if err := add(t, n, a); !errors.Is(err, want) {
+					t.Errorf("%s: add to ledger %d: %v, want %v", when, id, err, want)
+				}
+				a.RecoveryTerm = 3
+				if err := add(t, n, a); !errors.Is(err, want) {
+					t.Errorf("%s: recovery add below the term to ledger %d: %v, want %v", when, id, err, want)
+				}
+			}
+			if got := statuses(t, n, ledger.ReadRequest{Ledger: 1, First: 203, Last: 205}); got != "FA" {
+				t.Errorf("%s: read over the end: %s, want FA", when, got)
+			}
+		}
+		check("in place", n)
+		disk = crash(t, n, disk, vfs.ImageOptions{})
+		n = openNode(t, testOptions(disk))
+		check("after a crash", n)
+		if err := n.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names(t, disk, "/data/index") {
+			if strings.HasPrefix(name, "MANIFEST") {
+				disk.Remove("/data/index/" + name)
+			}
+		}
+		n = openNode(t, testOptions(disk))
+		check("after the index was lost", n)
+		if n.table.Limbo() {
+			t.Error("the bookie is in limbo although nothing is lost")
+		}
+	})
+}
+
+// TestRuleM27_UnrecordedLedgersAreInLimbo shows that where index and log are lost and
+// only cold segments are left, their entries are served, absences are unknown and
+// ordinary adds are refused: the ledger may have been fenced.
+func TestRuleM27_UnrecordedLedgersAreInLimbo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		disk := vfs.NewMem()
+		n, err := Open(testOptions(disk))
+		if err != nil {
+			t.Fatal(err)
+		}
+		load(t, n, 1, 2, 0, 100)
+		settle()
+		if err := n.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for _, folder := range []string{"/data/hot", "/data/index"} {
+			if err := disk.RemoveAll(folder); err != nil {
+				t.Fatal(err)
+			}
+		}
+		n = openNode(t, testOptions(disk))
+		if got := statuses(t, n, ledger.ReadRequest{Ledger: 1, First: 0, Last: 3}); got != "FFFF" {
+			t.Errorf("what is in cold segments reads %s", got)
+		}
+		if got := statuses(t, n, ledger.ReadRequest{Ledger: 1, First: 500, Last: 500}); got != "U" {
+			t.Errorf("absence reads %s, want U", got)
+		}
+		if err := add(t, n, entryOf(1, 500, 10)); !errors.Is(err, ledger.ErrUnknown) {
+			t.Errorf("ordinary add: %v, want ErrUnknown", err)
+		}
+	})
+}
+
+// TestRuleM28_FillConsumeTrimWritable shows the life of a full disk: data is refused
+// while control goes on, deletions give whole segments back without a copy, and
+// data is taken again, with nobody's help; also across a restart while full.
+func TestRuleM28_FillConsumeTrimWritable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		disk := vfs.NewMem()
+		o := testOptions(disk)
+		o.DiskBytes, o.ReserveBytes = 32<<20, 6<<20
+		n := openNode(t, o)
+		// full adds to a ledger until data is refused for good.
+		full := func(id ledger.ID, from ledger.EntryID) ledger.EntryID {
+			for stored := from; stored < 2000; {
+				a := entryOf(id, stored, 60<<10)
+				a.Create = true
+				err := add(t, n, a)
+				switch {
+				case err == nil:
+					stored++
+				case errors.Is(err, ledger.ErrTooBusy):
+					time.Sleep(100 * time.Millisecond)
+				case errors.Is(err, ledger.ErrReadOnly):
+					if settle(); n.Describe().ReadOnly {
+						return stored
+					}
+				default:
+					t.Fatal(err)
+				}
+			}
+			t.Fatal("the disk never fills up")
+			return 0
+		}
+		stored := full(1, 0)
+		if d := n.Describe(); !d.ReadOnly || !strings.Contains(d.ReadOnlyReason, "reserve") {
+			t.Errorf("describes itself as %+v", d)
+		}
+		for restart := range 2 {
+			control := entryOf(2, ledger.EntryID(restart), 1000)
+			control.Create, control.Envelope.Class = true, ledger.Control
+			if err := add(t, n, control); err != nil {
+				t.Errorf("control on a full disk: %v", err)
+			}
+			repair := entryOf(3, ledger.EntryID(restart), 1000)
+			repair.Create, repair.RecoveryTerm = true, 1
+			if err := add(t, n, repair); err != nil {
+				t.Errorf("recovery add on a full disk: %v", err)
+			}
+			if _, err := n.Fence(context.Background(), 4, int64(2+restart)); err != nil {
+				t.Errorf("fence on a full disk: %v", err)
+			}
+			a := entryOf(1, stored, 10)
+			if err := add(t, n, a); !errors.Is(err, ledger.ErrReadOnly) {
+				t.Errorf("data on a full disk: %v, want ErrReadOnly", err)
+			}
+			if restart == 0 {
+				if err := n.Close(); err != nil {
+					t.Fatal(err)
+				}
+				n = openNode(t, o)
+				stored = full(1, stored) // a restart may give a little back
+			}
+		}
+		settle()
+		if err := n.Delete(context.Background(), 1); err != nil {
+			t.Fatal(err)
+		}
+		settle()
+		if d := n.Describe(); d.ReadOnly {
+			t.Fatalf("still read-only after the trim: %s", d.ReadOnlyReason)
+		}
+		if again := full(5, 0); again < stored/2 {
+			t.Errorf("%d entries fit after the trim, %d before", again, stored)
+		}
+	})
+}
+
+// TestRuleM28_TombstonesFreeWithoutACopy shows that what is deleted while in the log
+// never reaches a cold segment.
+func TestRuleM28_TombstonesFreeWithoutACopy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := openNode(t, testOptions(vfs.NewMem()))
+		for id := ledger.ID(1); id <= 10; id++ {
+			load(t, n, id, id, 0, 50) // 3 MiB; the log holds 8
+			if err := n.Delete(context.Background(), id); err != nil {
+				t.Fatal(err)
+			}
+			settle()
+		}
+		if u := n.cold.Usage(); u.FileBytes != 0 {
+			t.Errorf("%d bytes were moved of ledgers that were deleted", u.FileBytes)
+		}
+		if used := n.hotBytes(); used > n.opts.HotBytes+n.opts.SegmentBytes {
+			t.Errorf("the log takes %d bytes, more than its budget", used)
+		}
+	})
+}
+
+// TestColdSegmentsAreCompacted shows that deletions give cold segments back: those
+// without anything live at once, those with little by a copy that reads the same.
+func TestColdSegmentsAreCompacted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := openNode(t, testOptions(vfs.NewMem()))
+		load(t, n, 1, 4, 0, 100) // 24 MiB
+		settle()
+		before := n.cold.Usage().FileBytes
+		if before < 10<<20 {
+			t.Fatalf("only %d bytes were moved", before)
+		}
+		for _, id := range []ledger.ID{1, 2, 3} {
+			if err := n.Delete(context.Background(), id); err != nil {
+				t.Fatal(err)
+			}
+		}
+		settle()
+		if after := n.cold.Usage(); after.FileBytes > before/2 {
+			t.Errorf("%d of %d bytes of cold segments are left, %d of them live", after.FileBytes, before, after.LiveBytes)
+		}
+		checkLoaded(t, n, 4, 4, 100)
+	})
+}
+
+// TestDamagedSurvivorPutsItsLedgerInLimbo shows that an entry that rotted in the log
+// is not forgotten when its segment goes: its absence stays unknown, also after a
+// restart.
+func TestDamagedSurvivorPutsItsLedgerInLimbo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		disk := vfs.NewMem()
+		n, err := Open(testOptions(disk))
+		if err != nil {
+			t.Fatal(err)
+		}
+		load(t, n, 1, 2, 0, 5)
+		if err := n.Close(); err != nil {
+			t.Fatal(err)
+		}
+		rot(t, disk, bodyOf(1, 2, 60<<10))
+		n = openNode(t, testOptions(disk))
+		first := n.hot.Segments()[0].ID
+		load(t, n, 3, 3, 0, 200)
+		settle()
+		for range 2 {
+			if n.hot.Segments()[0].ID == first {
+				t.Fatal("the segment is still there")
+			}
+			for request, want := range map[ledger.ReadRequest]string{
+				{Ledger: 1, First: 0, Last: 9}: "FFU", {Ledger: 1, First: 3, Last: 9}: "FFU", {Ledger: 2, First: 0, Last: 9}: "FFFFFA",
+			} {
+				if got := statuses(t, n, request); got != want {
+					t.Errorf("read %+v: %s, want %s", request, got, want)
+				}
+			}
+			if err := n.Close(); err != nil {
+				t.Fatal(err)
+			}
+			n = openNode(t, testOptions(disk))
+		}
+	})
+}
+
+// TestCrashWhileMoving cuts the power at changes of the disk while entries are moved,
+// ledgers deleted and segments compacted, and shows that nothing acknowledged is
+// missing and nothing deleted is back.
+func TestCrashWhileMoving(t *testing.T) {
+	life := func(disk *vfs.Mem, hook vfs.Hook) (acked map[ledger.ID]int, deleted map[ledger.ID]bool, changes int64) {
+		acked, deleted = make(map[ledger.ID]int), make(map[ledger.ID]bool)
+		files := vfs.NewFaults(disk, hook)
+		o := testOptions(files)
+		o.HotBytes = 4 << 20
+		o.Fatal = func(error) {}
+		n, err := Open(o)
+		if err != nil {
+			return
+		}
+		defer n.Close()
+		n.upkeep.stop() // the test does its work, where it wants it done
+		for e := range 40 {
+			for id := ledger.ID(1); id <= 4; id++ {
+				a := entryOf(id, ledger.EntryID(e), 60<<10)
+				a.Create = true
+				if add(t, n, a) == nil {
+					acked[id] = e + 1
+				}
+			}
+			if id := ledger.ID(e / 13); e%13 == 0 && id > 0 {
+				deleted[id] = n.Delete(context.Background(), id) == nil
+			}
+			for n.measure(); e%5 == 4 && n.maintain(context.Background()); {
+			}
+		}
+		return acked, deleted, files.Changes()
+	}
+	_, _, total := life(vfs.NewMem(), nil)
+	if total < 300 {
+		t.Fatalf("the life has %d changes only", total)
+	}
+	points := int64(15)
+	if testing.Short() {
+		points = 5
+	}
+	random := seeded(9)
+	for i := range points {
+		k := (total*i + int64(random()%uint64(total))) / points
+		t.Run(fmt.Sprintf("change %d", k), func(t *testing.T) {
+			disk := vfs.NewMem()
+			acked, deleted, _ := life(disk, vfs.CrashAt(disk, k))
+			disk.Crash()
+			disk = disk.Image(vfs.ImageOptions{Rand: random, KeepUnsynced: float64(i%3) / 2, TornSectors: true})
+			o := testOptions(disk)
+			o.HotBytes = 4 << 20
+			n := openNode(t, o)
+			for id, count := range acked {
+				if _, tried := deleted[id]; tried {
+					continue
+				}
+				for e := range count {
+					if got := statuses(t, n, ledger.ReadRequest{Ledger: id, First: ledger.EntryID(e), Last: ledger.EntryID(e)}); got != "F" {
+						t.Fatalf("entry %d of ledger %d reads %s", e, id, got)
+					}
+				}
+			}
+			for id, done := range deleted {
+				a := entryOf(id, 0, 10)
+				a.Create = true
+				if err := add(t, n, a); done && !errors.Is(err, ledger.ErrDeleted) {
+					t.Errorf("add to deleted ledger %d: %v", id, err)
+				}
+			}
+		})
+	}
+}
