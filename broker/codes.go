@@ -32,6 +32,7 @@ var codeTable = []struct {
 	{topic.ErrTooLarge, brokerv1.Code_CODE_TOO_LARGE},
 	{topic.ErrOutOfOrder, brokerv1.Code_CODE_OUT_OF_ORDER},
 	{topic.ErrOverCredit, brokerv1.Code_CODE_OVER_CREDIT},
+	{topic.ErrStaleRouting, brokerv1.Code_CODE_STALE_ROUTING},
 	{topic.ErrHold, brokerv1.Code_CODE_UNAVAILABLE},
 	{topic.ErrFenced, brokerv1.Code_CODE_PRODUCER_FENCED},
 	{topic.ErrNoSubscription, brokerv1.Code_CODE_SUBSCRIPTION_NOT_FOUND},
