@@ -128,7 +128,7 @@ func (w *ownership) claim(ctx context.Context, a discovery.Action, session strin
 	if err != nil {
 		return
 	}
-	w.b.log.Info("bundle taken", "bundle", a.Bundle.String(), "epoch", a.Epoch+1, "reason", a.Reason)
+	w.b.log.Debug("bundle taken", "bundle", a.Bundle.String(), "epoch", a.Epoch+1, "reason", a.Reason)
 	w.open(ctx, a.Bundle, rev)
 }
 

@@ -54,7 +54,7 @@ func (a *topicAdmin) TopicStats(ctx context.Context, req *adminv1.TopicStatsRequ
 			Name: &s.Name, Type: new(s.Type.String()), MsgBacklog: new(uint64(max(0, s.BacklogMessages))),
 			MarkDeletePosition: adminMessageID(s.MarkDelete, partition),
 			Consumers:          new(uint32(len(s.Consumers))), LagSeconds: new(s.Lag.Seconds()), Waiting: &s.Waiting,
-			AckedRanges: new(uint64(s.Holes)),
+			AckedRanges: new(uint64(s.Holes)), BacklogEntries: new(uint64(max(0, s.Backlog))),
 		}.Build()
 		var consumers []*adminv1.ConsumerStats
 		var unacked int64

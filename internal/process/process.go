@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -41,13 +42,19 @@ func New(log hclog.Logger, options []grpc.ServerOption, conditions ...string) *S
 	s := &Servers{
 		GRPC:     grpc.NewServer(options...),
 		Health:   health.New(conditions...),
-		Registry: prometheus.NewRegistry(),
+		Registry: newRegistry(),
 		log:      log,
 	}
-	s.Registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	healthpb.RegisterHealthServer(s.GRPC, s.Health.GRPC())
 	reflection.Register(s.GRPC)
 	return s
+}
+
+// newRegistry returns a registry with the figures of the runtime and the process.
+func newRegistry() *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return r
 }
 
 // Start serves on the listeners, which Stop closes; web and debug may be nil.
@@ -55,6 +62,25 @@ func New(log hclog.Logger, options []grpc.ServerOption, conditions ...string) *S
 func (s *Servers) Start(grpcListener, web, debug net.Listener) {
 	s.done = make(chan struct{}, 3)
 	s.serve("gRPC", func() error { return s.GRPC.Serve(grpcListener) })
+	s.startHTTP(web, debug)
+}
+
+// ServeHTTP is Start and its end for a process without a gRPC server of ours:
+// health, and pprof if debug is not nil. Close ends it.
+func ServeHTTP(log hclog.Logger, state *health.State, web, debug net.Listener) io.Closer {
+	s := &Servers{Health: state, Registry: newRegistry(), log: log, done: make(chan struct{}, 2)}
+	s.startHTTP(web, debug)
+	return closer(s.stopHTTP)
+}
+
+type closer func()
+
+func (c closer) Close() error {
+	c()
+	return nil
+}
+
+func (s *Servers) startHTTP(web, debug net.Listener) {
 	if web != nil {
 		s.serveHTTP("HTTP", web, s.Health.Handler(s.Registry))
 	}
@@ -99,6 +125,10 @@ func (s *Servers) Stop(ctx context.Context) {
 		s.GRPC.Stop()
 		<-graceful
 	}
+	s.stopHTTP()
+}
+
+func (s *Servers) stopHTTP() {
 	for _, h := range s.http {
 		_ = h.Close() // scrapes may be cut
 	}

@@ -4512,6 +4512,7 @@ type SubscriptionStats struct {
 	xxx_hidden_LagSeconds         float64                `protobuf:"fixed64,8,opt,name=lag_seconds,json=lagSeconds"`
 	xxx_hidden_Waiting            *string                `protobuf:"bytes,9,opt,name=waiting"`
 	xxx_hidden_AckedRanges        uint64                 `protobuf:"varint,10,opt,name=acked_ranges,json=ackedRanges"`
+	xxx_hidden_BacklogEntries     uint64                 `protobuf:"varint,11,opt,name=backlog_entries,json=backlogEntries"`
 	XXX_raceDetectHookData        protoimpl.RaceDetectHookData
 	XXX_presence                  [1]uint32
 	unknownFields                 protoimpl.UnknownFields
@@ -4624,24 +4625,31 @@ func (x *SubscriptionStats) GetAckedRanges() uint64 {
 	return 0
 }
 
+func (x *SubscriptionStats) GetBacklogEntries() uint64 {
+	if x != nil {
+		return x.xxx_hidden_BacklogEntries
+	}
+	return 0
+}
+
 func (x *SubscriptionStats) SetName(v string) {
 	x.xxx_hidden_Name = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 10)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 11)
 }
 
 func (x *SubscriptionStats) SetType(v string) {
 	x.xxx_hidden_Type = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 10)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 11)
 }
 
 func (x *SubscriptionStats) SetMsgBacklog(v uint64) {
 	x.xxx_hidden_MsgBacklog = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 10)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 11)
 }
 
 func (x *SubscriptionStats) SetUnackedMessages(v uint64) {
 	x.xxx_hidden_UnackedMessages = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 10)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 11)
 }
 
 func (x *SubscriptionStats) SetMarkDeletePosition(v *MessageId) {
@@ -4650,7 +4658,7 @@ func (x *SubscriptionStats) SetMarkDeletePosition(v *MessageId) {
 
 func (x *SubscriptionStats) SetConsumers(v uint32) {
 	x.xxx_hidden_Consumers = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 5, 10)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 5, 11)
 }
 
 func (x *SubscriptionStats) SetConsumerStats(v []*ConsumerStats) {
@@ -4659,17 +4667,22 @@ func (x *SubscriptionStats) SetConsumerStats(v []*ConsumerStats) {
 
 func (x *SubscriptionStats) SetLagSeconds(v float64) {
 	x.xxx_hidden_LagSeconds = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 7, 10)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 7, 11)
 }
 
 func (x *SubscriptionStats) SetWaiting(v string) {
 	x.xxx_hidden_Waiting = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 8, 10)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 8, 11)
 }
 
 func (x *SubscriptionStats) SetAckedRanges(v uint64) {
 	x.xxx_hidden_AckedRanges = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 9, 10)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 9, 11)
+}
+
+func (x *SubscriptionStats) SetBacklogEntries(v uint64) {
+	x.xxx_hidden_BacklogEntries = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 10, 11)
 }
 
 func (x *SubscriptionStats) HasName() bool {
@@ -4735,6 +4748,13 @@ func (x *SubscriptionStats) HasAckedRanges() bool {
 	return protoimpl.X.Present(&(x.XXX_presence[0]), 9)
 }
 
+func (x *SubscriptionStats) HasBacklogEntries() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 10)
+}
+
 func (x *SubscriptionStats) ClearName() {
 	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 0)
 	x.xxx_hidden_Name = nil
@@ -4779,6 +4799,11 @@ func (x *SubscriptionStats) ClearAckedRanges() {
 	x.xxx_hidden_AckedRanges = 0
 }
 
+func (x *SubscriptionStats) ClearBacklogEntries() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 10)
+	x.xxx_hidden_BacklogEntries = 0
+}
+
 type SubscriptionStats_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
@@ -4792,6 +4817,7 @@ type SubscriptionStats_builder struct {
 	LagSeconds         *float64
 	Waiting            *string
 	AckedRanges        *uint64
+	BacklogEntries     *uint64
 }
 
 func (b0 SubscriptionStats_builder) Build() *SubscriptionStats {
@@ -4799,38 +4825,42 @@ func (b0 SubscriptionStats_builder) Build() *SubscriptionStats {
 	b, x := &b0, m0
 	_, _ = b, x
 	if b.Name != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 10)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 11)
 		x.xxx_hidden_Name = b.Name
 	}
 	if b.Type != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 10)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 11)
 		x.xxx_hidden_Type = b.Type
 	}
 	if b.MsgBacklog != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 10)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 11)
 		x.xxx_hidden_MsgBacklog = *b.MsgBacklog
 	}
 	if b.UnackedMessages != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 10)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 11)
 		x.xxx_hidden_UnackedMessages = *b.UnackedMessages
 	}
 	x.xxx_hidden_MarkDeletePosition = b.MarkDeletePosition
 	if b.Consumers != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 5, 10)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 5, 11)
 		x.xxx_hidden_Consumers = *b.Consumers
 	}
 	x.xxx_hidden_ConsumerStats = &b.ConsumerStats
 	if b.LagSeconds != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 7, 10)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 7, 11)
 		x.xxx_hidden_LagSeconds = *b.LagSeconds
 	}
 	if b.Waiting != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 8, 10)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 8, 11)
 		x.xxx_hidden_Waiting = b.Waiting
 	}
 	if b.AckedRanges != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 9, 10)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 9, 11)
 		x.xxx_hidden_AckedRanges = *b.AckedRanges
+	}
+	if b.BacklogEntries != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 10, 11)
+		x.xxx_hidden_BacklogEntries = *b.BacklogEntries
 	}
 	return m0
 }
@@ -6625,7 +6655,7 @@ const file_proto_admin_v1_admin_proto_rawDesc = "" +
 	"\vbatch_index\x18\x04 \x01(\x05R\n" +
 	"batchIndex\")\n" +
 	"\x11TopicStatsRequest\x12\x14\n" +
-	"\x05topic\x18\x01 \x01(\tR\x05topic\"\x9c\x03\n" +
+	"\x05topic\x18\x01 \x01(\tR\x05topic\"\xc5\x03\n" +
 	"\x11SubscriptionStats\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x1f\n" +
@@ -6639,7 +6669,8 @@ const file_proto_admin_v1_admin_proto_rawDesc = "" +
 	"lagSeconds\x12\x18\n" +
 	"\awaiting\x18\t \x01(\tR\awaiting\x12!\n" +
 	"\facked_ranges\x18\n" +
-	" \x01(\x04R\vackedRanges\"\x9a\x01\n" +
+	" \x01(\x04R\vackedRanges\x12'\n" +
+	"\x0fbacklog_entries\x18\v \x01(\x04R\x0ebacklogEntries\"\x9a\x01\n" +
 	"\rConsumerStats\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x18\n" +
