@@ -25,10 +25,11 @@ type ServiceOptions struct {
 	Cluster string // its name
 	// NoAutoCreate refuses to create topics on first use.
 	NoAutoCreate bool
-	// Broker is the broker that answers, and Registration its registration; "" and
-	// nil in a discovery process.
-	Broker       string
-	Registration *Registration
+	// Broker is the broker that answers, and Session tells the session it is
+	// registered under (Registration.Session), by which others know that it lives;
+	// "" and nil in a discovery process.
+	Broker  string
+	Session func() string
 }
 
 // Service answers where topics are served. Owners are answered from the view,
@@ -186,8 +187,8 @@ func (s *Service) owner(ctx context.Context, view *Snapshot, name string) (*disc
 func (s *Service) Cluster(context.Context, *discoveryv1.ClusterRequest) (*discoveryv1.ClusterResponse, error) {
 	view := s.opts.View.Snapshot()
 	b := discoveryv1.ClusterResponse_builder{Cluster: proto.String(s.opts.Cluster), Broker: proto.String(s.opts.Broker)}
-	if s.opts.Registration != nil {
-		b.Session = proto.String(s.opts.Registration.Session())
+	if s.opts.Session != nil {
+		b.Session = proto.String(s.opts.Session())
 	}
 	for _, id := range view.ids {
 		b.Brokers = append(b.Brokers, brokerMessage(view.Brokers[id]))

@@ -68,7 +68,7 @@ func openDesk(t *testing.T, noAutoCreate bool) *desk {
 	for _, b := range bundle.Cut("public/default", catalog.DefaultBundles) {
 		d.own(t, b, 0, "a", d.broker.Session())
 	}
-	d.service = NewService(ServiceOptions{View: d.view, Catalog: d.catalog, Cluster: "test", NoAutoCreate: noAutoCreate, Broker: "a", Registration: d.broker})
+	d.service = NewService(ServiceOptions{View: d.view, Catalog: d.catalog, Cluster: "test", NoAutoCreate: noAutoCreate, Broker: "a", Session: d.broker.Session})
 	l := bufconn.Listen(1 << 20)
 	server := grpc.NewServer(append(rpc.ServerOptions(rpc.Limits{}), rpcerr.ServerOptions()...)...)
 	d.service.Register(server)

@@ -59,10 +59,11 @@ type Etcd struct {
 
 	life     context.Context // ends with Close
 	end      context.CancelFunc
-	watching atomic.Int64   // watches running
-	running  sync.WaitGroup // goroutines
-	closing  sync.Once
-	closed   error
+	watching atomic.Int64 // watches running
+
+	mu      sync.Mutex
+	running sync.WaitGroup // goroutines; none is added once closed
+	closed  bool
 }
 
 const (
@@ -105,15 +106,19 @@ func DialEtcd(ctx context.Context, o EtcdOptions) (*Etcd, error) {
 		return nil, fmt.Errorf("connect to etcd at %s: %w: %w", strings.Join(o.Endpoints, ","), ErrUnavailable, err)
 	}
 	e := newEtcd(client, false, o.CallTimeout, o.Log)
+	var reason error // the last that is not the end of ctx
 	for {
 		_, err := e.Get(ctx, "/magnetar")
 		if err == nil {
 			return e, nil
 		}
+		if ctx.Err() == nil || reason == nil {
+			reason = err
+		}
 		select {
 		case <-ctx.Done():
 			e.Close()
-			return nil, fmt.Errorf("connect to etcd at %s: %w", strings.Join(o.Endpoints, ","), err)
+			return nil, fmt.Errorf("connect to etcd at %s: %w", strings.Join(o.Endpoints, ","), reason)
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
@@ -134,21 +139,36 @@ func newEtcd(client *clientv3.Client, direct bool, timeout time.Duration, log hc
 	}
 	e := &Etcd{client: client, direct: direct, timeout: timeout, log: log}
 	e.life, e.end = context.WithCancel(context.Background())
-	e.running.Go(e.askProgress)
+	e.start(e.askProgress)
 	return e
+}
+
+// start runs f on a goroutine that Close waits for; false: it is closed.
+func (e *Etcd) start(f func()) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.closed {
+		e.running.Go(f)
+	}
+	return !e.closed
 }
 
 // Close ends watches and sessions for this process; keys of sessions that were
 // not closed stay until their ttl has passed.
 func (e *Etcd) Close() error {
-	e.closing.Do(func() {
-		e.end()
-		e.running.Wait()
-		if err := e.client.Close(); err != nil && !errors.Is(err, context.Canceled) {
-			e.closed = fmt.Errorf("close etcd client: %w", err)
-		}
-	})
-	return e.closed
+	e.mu.Lock()
+	again := e.closed
+	e.closed = true
+	e.mu.Unlock()
+	e.end()
+	e.running.Wait()
+	if again {
+		return nil
+	}
+	if err := e.client.Close(); err != nil && !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("close etcd client: %w", err)
+	}
+	return nil
 }
 
 // call bounds a call by the caller's context, the call timeout and Close, and

@@ -36,9 +36,6 @@ func (e *Etcd) NewSession(ctx context.Context, ttl time.Duration) (Session, erro
 	if ttl <= 0 {
 		return nil, fmt.Errorf("meta: session with a ttl of %v", ttl)
 	}
-	if e.life.Err() != nil {
-		return nil, fmt.Errorf("new session: %w", errClosed)
-	}
 	asked := time.Now()
 	ctx, _, done := e.call(ctx)
 	defer done()
@@ -49,7 +46,10 @@ func (e *Etcd) NewSession(ctx context.Context, ttl time.Duration) (Session, erro
 	}
 	s := &etcdSession{e: e, lease: r.ID, ttl: ttl, ended: make(chan struct{})}
 	s.ctx, s.stop = context.WithCancel(e.life)
-	e.running.Go(func() { s.keepAlive(asked) })
+	if !e.start(func() { s.keepAlive(asked) }) {
+		s.stop()
+		return nil, fmt.Errorf("new session: %w", errClosed) // the lease lapses
+	}
 	return s, nil
 }
 

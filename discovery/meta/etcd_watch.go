@@ -32,21 +32,21 @@ func watchContext(ctx context.Context) context.Context { return clientv3.WithReq
 
 func (e *Etcd) Watch(ctx context.Context, prefix string, from Revision) Watcher {
 	w := &etcdWatcher{e: e, prefix: prefix, at: from, opened: make(chan clientv3.WatchChan, 1)}
-	if e.life.Err() != nil {
+	w.ctx, w.cancel = context.WithCancel(ctx)
+	stop := context.AfterFunc(e.life, w.cancel)
+	// The client's Watch returns only once the server has answered.
+	if !e.start(func() {
+		w.opened <- e.client.Watch(watchContext(w.ctx), prefix,
+			clientv3.WithPrefix(), clientv3.WithRev(int64(from)+1), clientv3.WithProgressNotify())
+	}) {
+		w.cancel()
 		w.err = fmt.Errorf("watch %s: %w", prefix, errClosed)
 		return w
 	}
-	w.ctx, w.cancel = context.WithCancel(ctx)
 	e.watching.Add(1)
-	stop := context.AfterFunc(e.life, w.cancel)
 	context.AfterFunc(w.ctx, func() {
 		stop()
 		e.watching.Add(-1)
-	})
-	// The client's Watch returns only once the server has answered.
-	e.running.Go(func() {
-		w.opened <- e.client.Watch(watchContext(w.ctx), prefix,
-			clientv3.WithPrefix(), clientv3.WithRev(int64(from)+1), clientv3.WithProgressNotify())
 	})
 	return w
 }

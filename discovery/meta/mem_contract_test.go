@@ -1,6 +1,8 @@
 package meta_test
 
 import (
+	"strconv"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,13 +17,11 @@ func TestMemContract(t *testing.T) {
 		t.Run(c.Name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				m := meta.NewMem()
-				var clients []string
-				lossy := make(map[string]*bool)
+				clients := 0
+				var lossy sync.Map // names of clients whose answers are lost
 				m.OnCall(func(call meta.Call) meta.Fault {
-					if on := lossy[call.Client]; on != nil && *on {
-						return meta.Fault{Lost: true}
-					}
-					return meta.Fault{}
+					_, lost := lossy.Load(call.Client)
+					return meta.Fault{Lost: lost}
 				})
 				c.Run(t, metatest.Harness{
 					Prefix:  "/test/",
@@ -29,14 +29,17 @@ func TestMemContract(t *testing.T) {
 					Expire:  func(_ *testing.T, session string) { m.Expire(session) },
 					TTL:     3 * time.Second,
 					Open: func(t *testing.T) metatest.Client {
-						name := string(rune('a' + len(clients)))
-						clients = append(clients, name)
-						lossy[name] = new(bool)
+						clients++
+						name := strconv.Itoa(clients)
 						client := m.Client(name)
 						t.Cleanup(func() { client.Close() })
 						return metatest.Client{
 							Store:       client,
-							LoseAnswers: func(on bool) { *lossy[name] = on },
+							LoseAnswers: func(on bool) {
+								if lossy.Delete(name); on {
+									lossy.Store(name, true)
+								}
+							},
 							Cut:         client.Cut,
 						}
 					},
