@@ -87,6 +87,7 @@ It exits with 0 once every message is acknowledged, and says on stderr what it d
 		if flushErr := p.Close(ctx); err == nil {
 			err = flushErr
 		}
+		run.open.Wait() // a producer that is closed has answered everything
 		run.summary(a.err, args[0])
 		return errors.Join(run.failed(), err)
 	}
@@ -109,6 +110,7 @@ type produceRun struct {
 	limit     *rate.Limiter
 	start     time.Time
 
+	open                   sync.WaitGroup // messages without an answer
 	mu                     sync.Mutex
 	stored, bad, uncertain int
 	bytes                  int64
@@ -141,6 +143,7 @@ func (r *produceRun) lines(ctx context.Context, in io.Reader) error {
 			}
 		}
 		size := int64(len(m.Value))
+		r.open.Add(1)
 		r.p.Publish(ctx, m, func(_ client.MessageID, err error) { r.answered(number, size, err) })
 		if r.failed() != nil || ctx.Err() != nil {
 			return ctx.Err()
@@ -170,6 +173,7 @@ func readLine(r *bufio.Reader) ([]byte, error) {
 }
 
 func (r *produceRun) answered(line int, size int64, err error) {
+	defer r.open.Done()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
