@@ -1,6 +1,7 @@
 package metaserver
 
 import (
+	"strings"
 	"sync/atomic"
 
 	"github.com/hashicorp/go-hclog"
@@ -19,7 +20,24 @@ type bridge struct {
 
 func newBridge(log hclog.Logger) *bridge { return &bridge{log: log, closing: new(atomic.Bool)} }
 
-func (b *bridge) level(l zapcore.Level) hclog.Level {
+// harmless are messages of etcd, by their beginning, that come with every start
+// of a lone member, or with every busy moment, and ask nothing of anybody.
+var harmless = []string{
+	"Running http and grpc server on single port",
+	"check file permission",
+	"simple token is not cryptographically signed",
+	"Failed to detect schema version",
+	"failed to update storage version",
+	"apply request took too long",
+	"waiting for ReadIndex response took too long",
+}
+
+func (b *bridge) level(l zapcore.Level, message string) hclog.Level {
+	for _, h := range harmless {
+		if strings.HasPrefix(message, h) {
+			return hclog.Debug
+		}
+	}
 	switch {
 	case b.closing.Load() || l < zapcore.WarnLevel:
 		return hclog.Debug
@@ -39,14 +57,14 @@ func (b *bridge) enabled(l hclog.Level) bool {
 	return b.log.IsError()
 }
 
-func (b *bridge) Enabled(l zapcore.Level) bool { return b.enabled(b.level(l)) }
+func (b *bridge) Enabled(l zapcore.Level) bool { return b.enabled(b.level(l, "")) }
 
 func (b *bridge) With(fields []zapcore.Field) zapcore.Core {
 	return &bridge{log: b.log, fields: append(b.fields[:len(b.fields):len(b.fields)], fields...), closing: b.closing}
 }
 
 func (b *bridge) Check(e zapcore.Entry, c *zapcore.CheckedEntry) *zapcore.CheckedEntry {
-	if b.Enabled(e.Level) {
+	if b.enabled(b.level(e.Level, e.Message)) {
 		return c.AddCore(e, b)
 	}
 	return c
@@ -64,7 +82,7 @@ func (b *bridge) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	for k, v := range m.Fields {
 		args = append(args, k, v)
 	}
-	b.log.Log(b.level(e.Level), e.Message, args...)
+	b.log.Log(b.level(e.Level, e.Message), e.Message, args...)
 	return nil
 }
 
