@@ -34,13 +34,13 @@ func TestMemContract(t *testing.T) {
 						client := m.Client(name)
 						t.Cleanup(func() { client.Close() })
 						return metatest.Client{
-							Store:       client,
+							Store: client,
 							LoseAnswers: func(on bool) {
 								if lossy.Delete(name); on {
 									lossy.Store(name, true)
 								}
 							},
-							Cut:         client.Cut,
+							Cut: client.Cut,
 						}
 					},
 				})
