@@ -37,8 +37,13 @@ const (
 // Dirty reports whether TakeDelta has something to say.
 func (c *Cursor) Dirty() bool { return c.changes.any }
 
+// deltaPartBytes is about how much of one delta parts of batches take; what is
+// left goes into the next.
+const deltaPartBytes = 1 << 20
+
 // TakeDelta appends what changed since the last TakeDelta, or since the cursor
-// was made, decoded or sought, and begins to collect anew.
+// was made, decoded or sought, and begins to collect anew. While Dirty says so
+// afterwards there is more to take.
 func (c *Cursor) TakeDelta(dst []byte) []byte {
 	ch := c.changes
 	c.changes = changes{}
@@ -47,7 +52,18 @@ func (c *Cursor) TakeDelta(dst []byte) []byte {
 	dst = binary.AppendUvarint(dst, c.epoch)
 	dst = position.Append(dst, c.mark)
 	dst = ch.acked.Append(dst)
-	return c.appendParts(dst, &ch.partial)
+	bytes := 0
+	var now position.Set
+	for p := range ch.partial.All() {
+		if bytes += 16 + 8*len(c.partial[p]); bytes > deltaPartBytes && now.Len() > 0 {
+			break
+		}
+		now.Add(p)
+	}
+	if ch.partial.Subtract(&now); ch.partial.Len() > 0 {
+		c.changes = changes{any: true, partial: ch.partial}
+	}
+	return c.appendParts(dst, &now)
 }
 
 // AppendWhole appends the whole cursor.

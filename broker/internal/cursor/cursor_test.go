@@ -331,6 +331,34 @@ func (b bigLedger) After(p position.Position) position.Position {
 
 func (b bigLedger) Entries(from, to position.Position) int64 { return int64(to.Entry - from.Entry) }
 
+// Shows that parts of many large batches are taken in deltas of bounded size, and
+// that all of them arrive.
+func TestDeltasAreBounded(t *testing.T) {
+	c, replica := New(position.Start), New(position.Start)
+	for e := range ledger.EntryID(300) {
+		c.AckPart(bigLedger(300), position.Position{Ledger: 1, Entry: e}, From(int(e)+1, MaxBits))
+	}
+	deltas := 0
+	for ; c.Dirty(); deltas++ {
+		b := c.TakeDelta(nil)
+		if len(b) > deltaPartBytes+MaxBits/8 {
+			t.Fatalf("a delta of %d bytes", len(b))
+		}
+		if err := replica.Apply(b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for e := range ledger.EntryID(300) {
+		p := position.Position{Ledger: 1, Entry: e}
+		if got, want := replica.Remaining(p).Count(MaxBits), MaxBits-int(e)-1; got != want {
+			t.Fatalf("%v: %d messages left, want %d", p, got, want)
+		}
+	}
+	if deltas < 3 {
+		t.Errorf("%d deltas", deltas)
+	}
+}
+
 // Shows that a cursor of a newer build is named as such, not as damage.
 func TestNewerVersion(t *testing.T) {
 	b := New(position.Start).AppendWhole(nil)

@@ -81,8 +81,11 @@ func (o *outbox) sendLocked() {
 			return
 		}
 		data := appendCursor(nil, o.s.saved.ID, cur.TakeDelta(nil))
-		o.letters = append(o.letters, letter{data: data, mark: cur.MarkDelete(), answers: o.gathering})
-		o.gathering = nil
+		next := letter{data: data, mark: cur.MarkDelete()}
+		if !cur.Dirty() { // else the rest goes with another
+			next.answers, o.gathering = o.gathering, nil
+		}
+		o.letters = append(o.letters, next)
 	}
 	err := o.s.journal.Append([]Record{{Kind: KindCursor, Data: o.letters[0].data}}, o.sent)
 	switch {

@@ -235,6 +235,37 @@ func TestAcksGather(t *testing.T) {
 	})
 }
 
+// Shows that an acknowledgement too large for one record is answered when the
+// last of its records is durable.
+func TestLargeAcks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newFakeLedger()
+		j := &fakeJournal{delay: time.Second}
+		s, base := newTest(t, l, j, nil)
+		c, _ := join(t, s, "c", Shared)
+		var req Ack
+		for range 100 {
+			req.Positions = append(req.Positions, Acked{Position: l.append(body(cursor.MaxBits, 1)), Left: cursor.From(1, cursor.MaxBits)})
+		}
+		a := &answer{}
+		c.Ack(req, a.done)
+		time.Sleep(1500 * time.Millisecond)
+		if came, _ := a.get(); came || j.count() != 2 {
+			t.Fatalf("answered %v after %d records", came, j.count())
+		}
+		time.Sleep(time.Second)
+		if came, err := a.get(); !came || err != nil {
+			t.Fatalf("answered %v, %v", came, err)
+		}
+		disk := j.afterCrash(t, base, false).Cursor
+		for _, p := range req.Positions {
+			if disk.Remaining(p.Position) == nil {
+				t.Fatalf("nothing is acknowledged of %v", p.Position)
+			}
+		}
+	})
+}
+
 // Shows that a journal whose fate is unknown ends the subscription: what waits is
 // answered with the error, consumers are told, the owner is told once.
 func TestJournalLost(t *testing.T) {
