@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -40,9 +41,15 @@ func world(t *testing.T, seed uint64, f func(t *testing.T, ctx context.Context, 
 // connect gives a client that is closed when the test ends.
 func connect(t *testing.T, ctx context.Context, cluster *faketest.Cluster, opts ...client.Option) *client.Client {
 	t.Helper()
+	var mu sync.Mutex
 	rng := rand.New(rand.NewPCG(1, 1))
+	random := func() uint64 {
+		mu.Lock()
+		defer mu.Unlock()
+		return rng.Uint64()
+	}
 	c, err := client.Connect(ctx, "discovery-1,discovery-2", append([]client.Option{
-		client.WithDialer(cluster.Dial), client.WithRandom(rng.Uint64),
+		client.WithDialer(cluster.Dial), client.WithRandom(random),
 	}, opts...)...)
 	if err != nil {
 		t.Fatal(err)

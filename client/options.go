@@ -50,7 +50,8 @@ func WithCredentials(creds credentials.TransportCredentials) Option {
 	return func(o *options) { o.creds = creds }
 }
 
-// WithRandom replaces the source of names and of jitter, for tests that repeat.
+// WithRandom replaces the source of names and of jitter, for tests that repeat;
+// rand is safe for concurrent use.
 func WithRandom(rand func() uint64) Option { return func(o *options) { o.rand = rand } }
 
 func newOptions(opts []Option) options {

@@ -45,6 +45,7 @@ func cuts(t *testing.T, ctx context.Context, cluster *faketest.Cluster, seed uin
 	chaosDone := make(chan struct{})
 	go func() {
 		defer close(chaosDone)
+		rng := rand.New(rand.NewPCG(seed, 8))
 		for {
 			select {
 			case <-stopChaos:

@@ -15,8 +15,10 @@ import (
 	"math/rand/v2"
 	"net"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/keepalive"
 
 	"github.com/magnetar-io/magnetar/internal/entry"
 	"github.com/magnetar-io/magnetar/internal/topicname"
@@ -38,6 +40,8 @@ type Cluster struct {
 
 	// WindowBytes and WindowBatches of producers, MaxMessage bytes; set before use.
 	WindowBytes, WindowBatches, MaxMessage int
+	// Discard makes topics forget what they store, for benchmarks.
+	Discard bool
 }
 
 // node is a discovery process or a broker.
@@ -65,7 +69,8 @@ func New(seed uint64, brokers, discoveries int) *Cluster {
 }
 
 func (c *Cluster) start(address string, broker bool) {
-	n := &node{cluster: c, address: address, broker: broker, lis: newPipeListener(), server: grpc.NewServer(grpc.MaxRecvMsgSize(64 << 20))}
+	n := &node{cluster: c, address: address, broker: broker, lis: newPipeListener(), server: grpc.NewServer(grpc.MaxRecvMsgSize(64<<20),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}))}
 	discoveryv1.RegisterDiscoveryServer(n.server, &discovery{c: c})
 	if broker {
 		brokerv1.RegisterMessagingServer(n.server, &messaging{node: n})

@@ -420,3 +420,31 @@ func (c *Cluster) SeekOutside(partition, subscriptionName string) {
 	s.seekLocked(brokerv1.Position_builder{Earliest: new(true)}.Build())
 	s.dispatchLocked()
 }
+
+// Outstanding is how many messages the consumers of a topic's subscription were
+// sent and have not given the permits of back.
+func (c *Cluster) Outstanding(name, subscriptionName string) (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.topics[topicname.MustParse(name).String()].subscriptions[subscriptionName]
+	for _, o := range s.consumers {
+		n += len(o.held)
+	}
+	return n
+}
+
+// Subscriptions is how many a topic has.
+func (c *Cluster) Subscriptions(name string) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.topics[topicname.MustParse(name).String()].subscriptions)
+}
+
+// Damage changes a byte of the payload of an entry.
+func (c *Cluster) Damage(partition string, i int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	body := append([]byte(nil), c.topics[partition].log[i].body...)
+	body[len(body)-1] ^= 1
+	c.topics[partition].log[i].body = body
+}

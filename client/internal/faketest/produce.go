@@ -247,8 +247,12 @@ func (p *openProducer) publishLocked(part []byte) {
 		return
 	}
 	p.stopped = false
-	e := p.t.appendLocked(part, h)
 	s.has, s.accepted = true, h.HighestSequence
+	if c.Discard {
+		p.receipt(h.HighestSequence, 1, 1, false)
+		return
+	}
+	e := p.t.appendLocked(part, h)
 	s.spans[h.SequenceID] = span{h.HighestSequence, e.ledger, e.entry}
 	p.receipt(h.HighestSequence, e.ledger, e.entry, false)
 }
