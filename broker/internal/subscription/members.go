@@ -158,13 +158,3 @@ func (m *machine) onRing() *consumer {
 	}
 	return chosen
 }
-
-// member returns the consumer of that name and instance, or nil.
-func (m *machine) member(name, instance string) *consumer {
-	for _, c := range m.consumers {
-		if instance != "" && c.name == name && c.instance == instance {
-			return c
-		}
-	}
-	return nil
-}
