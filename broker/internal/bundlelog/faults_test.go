@@ -329,3 +329,81 @@ func unpark(b *book, t Topic, p Parked) {
 	}
 	_ = b.Restore(t, p)
 }
+
+// Shows that owners come and go while calls of the metadata store fail in every
+// way and bookies die and come back: each owner begins with a state that some
+// prefix of the appends of the one before made, no shorter than what was
+// acknowledged.
+func TestOwnersComeAndGoUnderFaults(t *testing.T) {
+	for seed := range uint64(15) {
+		synctest.Test(t, func(t *testing.T) { comeAndGo(t, seed) })
+	}
+}
+
+func comeAndGo(t *testing.T, seed uint64) {
+	w := newWorld(t)
+	w.bookies.Add("")
+	var mu sync.Mutex
+	rng := rand.New(rand.NewPCG(seed, 1))
+	chance := func(n int) int {
+		mu.Lock()
+		defer mu.Unlock()
+		return rng.IntN(n)
+	}
+	faults := []meta.Fault{{Err: meta.ErrUnavailable}, {Err: meta.ErrUncertain}, {Lost: true}, {Delay: 20 * time.Second}}
+	w.store.OnCall(func(c meta.Call) meta.Fault {
+		if c.Client == "" || chance(8) != 0 {
+			return meta.Fault{}
+		}
+		if c.Kind == meta.CallTxn {
+			return faults[chance(len(faults))]
+		}
+		return meta.Fault{Err: meta.ErrUnavailable}
+	})
+	var before *owner
+	var began map[Topic][]uint64
+	for life := range 5 {
+		o := w.owner(fmt.Sprint("owner-", life), 0)
+		o.opts.RollBytes, o.opts.PassBytes = 800, 1200
+		for err := errors.New("not opened"); err != nil; {
+			o.book = newBook(t, 0)
+			o.opts.State = o.book
+			if o.log, err = Open(t.Context(), o.opts); err != nil {
+				time.Sleep(time.Second)
+			}
+		}
+		if before != nil {
+			checkReplay(t, began, before, o.book.topics)
+		}
+		before, began = o, map[Topic][]uint64{}
+		for topic, numbers := range o.book.topics {
+			began[topic] = slices.Clone(numbers)
+		}
+		o.resume(began)
+		choice := rand.New(rand.NewPCG(seed, uint64(life)))
+		for range 12 {
+			churn(o, choice, 15)
+			if b := w.bookies.At(chance(4)); chance(4) == 0 {
+				b.Kill()
+				time.Sleep(time.Duration(chance(5)) * time.Second)
+				b.Restart()
+			}
+		}
+		if chance(2) == 0 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Duration(chance(10))*time.Second)
+			_ = o.log.Close(ctx)
+			cancel()
+		} else {
+			o.log.Abandon()
+		}
+	}
+	w.store.OnCall(nil)
+	settle()
+	last := w.owner("last", 0).open()
+	checkReplay(t, began, before, last.book.topics)
+	last.log.Abandon()
+	w.checkStore()
+	if t.Failed() {
+		t.Logf("seed %d", seed)
+	}
+}

@@ -57,7 +57,7 @@ func NewCache(opts CacheOptions) *Cache {
 		opts.Now = time.Now
 	}
 	if opts.Metrics == nil {
-		opts.Metrics = NewMetrics(nil)
+		opts.Metrics = unshown()
 	}
 	c := &Cache{opts: opts, metrics: opts.Metrics, byPos: map[position.Position]*cached{}}
 	c.newest.prev, c.newest.next = &c.newest, &c.newest

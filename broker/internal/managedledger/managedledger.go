@@ -26,6 +26,8 @@ type Options struct {
 	Ledgers *ensemble.Client
 	// Guard returns what must hold in every transaction made as owner: the
 	// revision of the bundle's owner key, and that the owner's session key exists.
+	// That the topic's own key exists may be added: then nothing that is on its way
+	// while the topic is deleted can bring a part of it back.
 	Guard  func() []meta.Cond
 	Quorum ledger.Quorum
 	Roll   Roll
@@ -77,7 +79,7 @@ func (o *Options) fill() {
 		o.Log = hclog.NewNullLogger()
 	}
 	if o.Metrics == nil {
-		o.Metrics = NewMetrics(nil)
+		o.Metrics = unshown()
 	}
 	if o.Cache == nil {
 		o.Cache = NewCache(CacheOptions{Bytes: 1, Metrics: o.Metrics})

@@ -239,9 +239,6 @@ func TestRuleM18_NothingRestartsAfterTrimmingEverything(t *testing.T) {
 		if _, b := numberOf(t, es[0].Body); b.Index != 71 {
 			t.Errorf("index %d after trimming, want 71", b.Index)
 		}
-		if _, err := a.m.Trim(t.Context(), a.m.LastConfirmed().Next(), Retention{}); err != nil {
-			t.Fatal(err)
-		}
 		if err := a.m.Close(t.Context()); err != nil {
 			t.Fatal(err)
 		}

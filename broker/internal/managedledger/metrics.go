@@ -1,6 +1,10 @@
 package managedledger
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
 
 // Metrics of all managed ledgers of a broker and their cache.
 type Metrics struct {
@@ -33,3 +37,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	}
 	return m
 }
+
+// unshown is what managed ledgers without metrics of their own count in: there
+// may be a hundred thousand of them.
+var unshown = sync.OnceValue(func() *Metrics { return NewMetrics(nil) })
