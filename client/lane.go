@@ -61,7 +61,6 @@ type lane struct {
 	hasPrev    bool // the chain: highest sequence id before the next batch to be closed
 	prev       uint64
 	routing    uint64
-	maxMessage int
 
 	failure  error     // nothing more is taken
 	flushErr error     // first failure since the last Flush

@@ -74,8 +74,8 @@ func (l *lane) opened(from *link, o *brokerv1.ProducerOpened) {
 	if n := int(o.GetWindowBatches()); n > 0 {
 		l.batches = min(n, maxInFlight)
 	}
-	if n := int(o.GetMaxMessageBytes()); n > 0 {
-		l.maxMessage = n
+	if n := int64(o.GetMaxMessageBytes()); n > 0 {
+		l.p.maxMessage.Store(n)
 	}
 	if !l.started {
 		l.started = true

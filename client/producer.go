@@ -31,6 +31,8 @@ type Producer struct {
 	routes    atomic.Pointer[routes]
 	rerouting atomic.Bool
 	closed    atomic.Bool
+	// maxMessage is what the brokers take, with keys, properties and framing.
+	maxMessage atomic.Int64
 
 	// Messages without a key fill one batch after another, each on the next lane.
 	turnMu sync.Mutex
@@ -74,6 +76,7 @@ func (c *Client) Producer(ctx context.Context, topic string, opts ...ProducerOpt
 		return nil, fmt.Errorf("producer of %s: client: %w", name, ErrClosed)
 	}
 	p := &Producer{c: c, topic: name.String(), opts: o}
+	p.maxMessage.Store(defaultMaxMessage)
 	p.ctx, p.cancel = context.WithCancel(c.ctx)
 	m, err := c.topicMap(ctx, name, !o.mustExist)
 	if err == nil {
@@ -107,7 +110,7 @@ func (p *Producer) follow(ctx context.Context, m *discoveryv1.TopicMap) error {
 	for _, part := range m.GetPartitions() {
 		l := known[part.GetTopic()]
 		if l == nil {
-			l = &lane{p: p, topic: part.GetTopic(), partition: part.GetNumber(), name: p.opts.name, maxMessage: defaultMaxMessage}
+			l = &lane{p: p, topic: part.GetTopic(), partition: part.GetNumber(), name: p.opts.name}
 			fresh = append(fresh, l)
 		}
 		l.mu.Lock()
@@ -264,12 +267,8 @@ func (p *Producer) check(m *outgoing) error {
 	if err := m.Check(); err != nil {
 		return fmt.Errorf("%w: %w", err, ErrInvalid)
 	}
-	l := p.routes.Load().lanes[0]
-	l.mu.Lock()
-	limit := l.maxMessage
-	l.mu.Unlock()
-	if size := m.Bytes(); size > limit || m.held > p.c.opts.memory {
-		return fmt.Errorf("message of %d bytes with its key and properties, at most %d, of memory %d: %w", size, limit, p.c.opts.memory, ErrTooLarge)
+	if limit := p.maxMessage.Load(); m.held > limit || m.held > p.c.opts.memory {
+		return fmt.Errorf("message of %d bytes with its key and properties, at most %d, of memory %d: %w", m.held, limit, p.c.opts.memory, ErrTooLarge)
 	}
 	return nil
 }
