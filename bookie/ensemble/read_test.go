@@ -151,13 +151,13 @@ func TestRuleD3_OneBookieServesALedger(t *testing.T) {
 		r := s.open(id)
 		for i := range 3 {
 			s.cluster.At(i).Cut(true)
-			_, before, _ := s.cluster.At(i).Calls()
 			for range 5 {
 				if _, err := r.Read(t.Context(), 0, 2, 0, 0); err != nil {
 					t.Fatal(err)
 				}
 			}
 			s.cluster.At(i).Cut(false)
+			_, before, _ := s.cluster.At(i).Calls()
 			if _, err := r.Read(t.Context(), 0, 2, 0, 0); err != nil {
 				t.Fatal(err)
 			}

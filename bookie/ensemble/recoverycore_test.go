@@ -343,7 +343,13 @@ func TestRuleR9_ChangesStayInMemory(t *testing.T) {
 	w.added(1, nil)
 	w.added(0, nil)
 	w.read(0, "-")
-	w.read(1, "----")
+	w.read(1, "---")
+	for _, a := range w.asks {
+		if a.read.First == 3 && a.member != bookieNamed("b") {
+			t.Fatalf("slot %d is read from %v", a.slot, a.member)
+		}
+	}
+	w.read(1, "-")
 	md := w.wantClosedAt(2)
 	if len(md.Fragments) != 2 || md.Fragments[1].First != 2 || md.Fragments[1].Ensemble[0] != bookieNamed("a") ||
 		slices.Contains(md.Fragments[1].Ensemble, bookieNamed("b")) || len(w.c.md.Fragments) != 1 {

@@ -395,14 +395,16 @@ func TestRuleM20_WritesGoOnWithoutTheStore(t *testing.T) {
 		w := s.create(threeTwo)
 		o := s.appendSome(w, 10, nil)
 		s.wantAcked(o, 10)
-		s.store.SetUnavailable(true)
+		back := make(chan struct{}) // until then the store takes calls and answers none
+		s.store.OnCall(func(meta.Call) meta.Fault { return meta.Fault{Until: back} })
 		s.cluster.Named(w.Metadata().Fragments[0].Ensemble[0]).Kill()
 		for range 60 {
 			s.appendSome(w, 1, o)
 			after(time.Second)
 		}
 		s.wantAcked(o, 70)
-		s.store.SetUnavailable(false)
+		s.store.OnCall(nil)
+		close(back)
 		for range 20 {
 			s.appendSome(w, 1, o)
 			after(time.Second)

@@ -209,6 +209,9 @@ func (l *stored) fence(term int64) error {
 }
 
 func (c *conn) Read(ctx context.Context, r ledger.ReadRequest) (ledger.ReadReply, error) {
+	c.b.mu.Lock()
+	c.b.reads++
+	c.b.mu.Unlock()
 	if err := c.wait(ctx); err != nil {
 		return ledger.ReadReply{}, err
 	}
@@ -217,7 +220,6 @@ func (c *conn) Read(ctx context.Context, r ledger.ReadRequest) (ledger.ReadReply
 	}
 	b := c.b
 	defer b.mu.Unlock()
-	b.reads++
 	if b.onRead != nil {
 		if err := b.onRead(r); err != nil {
 			return ledger.ReadReply{}, err
