@@ -72,7 +72,7 @@ const (
 // refuses a directory that is not id's in cluster. The caller holds the lock.
 func openIdentity(files vfs.FS, dir string, want Identity) (Identity, error) {
 	name := filepath.Join(dir, identityFile)
-	got, err := readIdentity(files, dir)
+	got, err := ReadIdentity(files, dir)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return format(files, dir, want)
@@ -88,7 +88,8 @@ func openIdentity(files vfs.FS, dir string, want Identity) (Identity, error) {
 	return got, nil
 }
 
-func readIdentity(files vfs.FS, dir string) (Identity, error) {
+// ReadIdentity reads whose storage dir is. fs.ErrNotExist: it is nobody's.
+func ReadIdentity(files vfs.FS, dir string) (Identity, error) {
 	var id Identity
 	err := readText(files, filepath.Join(dir, identityFile), identityMagic, func(key, value string) error {
 		switch key {

@@ -36,6 +36,9 @@ type Options struct {
 	// MemtableBytes bounds what is gathered between flushes before the engine
 	// flushes by itself. 0: 2 MiB.
 	MemtableBytes uint64
+	// ReadOnly opens an index that exists and alters nothing; for looking at the
+	// files of a bookie that does not run. Apply fails.
+	ReadOnly bool
 	// Fatal is told of a failed sync. It must end the process: nothing applied since
 	// the last Flush can be promised any more. nil: log and exit with status 1.
 	Fatal func(error)
@@ -124,6 +127,7 @@ func Open(opts Options) (*Index, error) {
 		Logger:                      engineLog{x},
 		EventListener:               x.events(),
 		DisableTableStats:           true,
+		ReadOnly:                    opts.ReadOnly,
 	}
 	// One compaction at a time, the next when it is done. The engine's own choice
 	// does the same and wakes up ten times a second besides, to see whether more
@@ -150,6 +154,9 @@ func Destroy(fsys magvfs.FS, dir string) error {
 
 // Close flushes and closes the index.
 func (x *Index) Close() error {
+	if x.opts.ReadOnly {
+		return x.wrap("close", x.db.Close())
+	}
 	err := x.Flush()
 	return errors.Join(err, x.wrap("close", x.db.Close()))
 }
@@ -194,7 +201,7 @@ func (x *Index) load() error {
 
 func (x *Index) checkVersion() error {
 	value, closer, err := x.db.Get(keyVersion)
-	if errors.Is(err, pebble.ErrNotFound) {
+	if errors.Is(err, pebble.ErrNotFound) && !x.opts.ReadOnly {
 		return x.wrap("write version", x.db.Set(keyVersion, []byte{formatVersion}, pebble.NoSync))
 	}
 	if err != nil {
