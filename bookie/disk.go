@@ -3,6 +3,7 @@ package bookie
 import (
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/magnetar-io/magnetar/bookie/ledger"
 )
@@ -27,13 +28,16 @@ type diskState struct {
 type disk struct {
 	reserve uint64
 
-	mu      sync.RWMutex
-	now     diskState
+	now atomic.Pointer[diskState] // read on every add
+
+	mu      sync.Mutex    // of update
 	changed chan struct{} // closed when level changes
 }
 
 func newDisk(reserve int64) *disk {
-	return &disk{reserve: uint64(reserve), changed: make(chan struct{})}
+	d := &disk{reserve: uint64(reserve), changed: make(chan struct{})}
+	d.now.Store(&diskState{})
+	return d
 }
 
 // nextLevel is the level for so many free bytes: data is refused below the
@@ -62,9 +66,10 @@ func nextLevelUp(free, reserve uint64) diskLevel {
 func (d *disk) update(free, total uint64) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	level := nextLevel(d.now.level, free, d.reserve)
-	changed := level != d.now.level
-	d.now = diskState{level: level, freeBytes: free, totalBytes: total}
+	before := d.state().level
+	level := nextLevel(before, free, d.reserve)
+	changed := level != before
+	d.now.Store(&diskState{level: level, freeBytes: free, totalBytes: total})
 	if changed {
 		close(d.changed)
 		d.changed = make(chan struct{})
@@ -72,10 +77,13 @@ func (d *disk) update(free, total uint64) bool {
 	return changed
 }
 
-func (d *disk) state() diskState {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	return d.now
+func (d *disk) state() diskState { return *d.now.Load() }
+
+// next returns a channel that is closed when the level changes next.
+func (d *disk) next() <-chan struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.changed
 }
 
 // admit says whether an add is taken.

@@ -1,9 +1,12 @@
 package bookie
 
 import (
+	"context"
 	"fmt"
 	"sync"
 	"sync/atomic"
+
+	"golang.org/x/sync/semaphore"
 
 	"github.com/magnetar-io/magnetar/bookie/ledger"
 )
@@ -34,6 +37,30 @@ func (g *gate) close() bool {
 	open := !g.shut
 	g.shut = true
 	return open
+}
+
+// readBudget bounds the bytes being read at a time. A read that finds it used up
+// waits its turn, holding nothing. Recovery has a budget of its own, half as large,
+// so that a takeover does not wait for readers.
+type readBudget struct {
+	limit              int64
+	ordinary, recovery *semaphore.Weighted
+}
+
+func newReadBudget(limit int64) readBudget {
+	return readBudget{limit: limit, ordinary: semaphore.NewWeighted(limit), recovery: semaphore.NewWeighted(limit / 2)}
+}
+
+// acquire waits until n bytes may be read, at most limit/2; release gives them back.
+func (b *readBudget) acquire(ctx context.Context, n int64, recovery bool) (release func(), err error) {
+	s := b.ordinary
+	if recovery {
+		s = b.recovery
+	}
+	if err := s.Acquire(ctx, n); err != nil {
+		return nil, err
+	}
+	return func() { s.Release(n) }, nil
 }
 
 // budget counts bytes against a limit. Control may go half as far again, so that

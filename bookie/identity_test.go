@@ -2,6 +2,7 @@ package bookie
 
 import (
 	"errors"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -169,4 +170,36 @@ func FuzzParseText(f *testing.F) {
 			t.Fatal("accepted without a checksum")
 		}
 	})
+}
+
+// TestGoldenIdentity shows that the files of version 1 are written as they always
+// were, and that those written long ago are read.
+func TestGoldenIdentity(t *testing.T) {
+	files := vfs.NewMem()
+	want := Identity{Cluster: "cluster-1", Bookie: "bookie-1", Incarnation: "00112233445566778899aabbccddeeff", ReserveBytes: 1 << 30}
+	if _, err := openIdentity(files, "/", want); err != nil {
+		t.Fatal(err)
+	}
+	if err := writeStarts(files, "/", starts{count: 12, registered: 11}); err != nil {
+		t.Fatal(err)
+	}
+	old := vfs.NewMem()
+	for _, name := range []string{identityFile, startsFile} {
+		golden, err := os.ReadFile(filepath.Join("testdata", "v1."+name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := contents(t, files, "/"+name); string(got) != string(golden) {
+			t.Errorf("%s is written as\n%s, was\n%s", name, got, golden)
+		}
+		if err := writeFile(old, "/"+name, golden); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := ReadIdentity(old, "/"); err != nil || got != want {
+		t.Errorf("read %+v, %v; want %+v", got, err, want)
+	}
+	if got, err := readStarts(old, "/"); err != nil || got != (starts{count: 12, registered: 11}) {
+		t.Errorf("read starts %+v, %v", got, err)
+	}
 }

@@ -40,7 +40,7 @@ type Node struct {
 	gate     gate // of what appends
 	readGate gate // of what reads
 	inFlight budget
-	reading  budget
+	reading  readBudget
 	streams  atomic.Int64 // of adds, open now
 	disk     *disk
 
@@ -101,7 +101,7 @@ func (n *Node) open() error {
 	n.upkeep.init()
 	n.table = new(ledgertable.Table)
 	n.inFlight.limit = o.MemoryBytes / 8
-	n.reading.limit = o.MemoryBytes / 8
+	n.reading = newReadBudget(o.MemoryBytes / 8)
 	if n.metrics, err = newMetrics(o.Metrics, n); err != nil {
 		return fmt.Errorf("bookie: register metrics: %w", err)
 	}
@@ -151,11 +151,7 @@ func (n *Node) Identity() Identity { return n.identity }
 
 // Changed returns a channel that is closed at the next change of whether the node
 // takes data.
-func (n *Node) Changed() <-chan struct{} {
-	n.disk.mu.RLock()
-	defer n.disk.mu.RUnlock()
-	return n.disk.changed
-}
+func (n *Node) Changed() <-chan struct{} { return n.disk.next() }
 
 // Describe is what the node says of itself.
 func (n *Node) Describe() ledger.Description {

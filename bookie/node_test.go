@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -434,11 +435,22 @@ func TestReadsAreBounded(t *testing.T) {
 	if err != nil || len(reply.Entries) != maxReadEntries {
 		t.Errorf("endless recovery read: %d answers, %v; want %d", len(reply.Entries), err, maxReadEntries)
 	}
-	n.reading.take(n.reading.limit, false)
-	if _, err := n.Read(testContext(t), ledger.ReadRequest{Ledger: 7, Last: 3}); !errors.Is(err, ledger.ErrTooBusy) {
-		t.Errorf("read with the budget used up: %v, want ErrTooBusy", err)
+	release, err := n.reading.acquire(testContext(t), n.reading.limit, false)
+	if err != nil {
+		t.Fatal(err)
 	}
-	n.reading.give(n.reading.limit)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := n.Read(ctx, ledger.ReadRequest{Ledger: 7, Last: 3}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("read with the budget used up: %v, want it to wait until its context ends", err)
+	}
+	if _, err := n.Read(testContext(t), ledger.ReadRequest{Ledger: 7, Last: 3, FenceTerm: 1}); err != nil {
+		t.Errorf("recovery read with the budget of others used up: %v", err)
+	}
+	release()
+	if got := statuses(t, n, ledger.ReadRequest{Ledger: 7, Last: 3}); got != "FFFF" {
+		t.Errorf("read with the budget back: %s", got)
+	}
 }
 
 // TestRuleB2_DamageIsUnknown shows that an entry whose bytes rotted is answered

@@ -27,31 +27,32 @@ const (
 // found; a recovery read fences first, durably, and goes on past absences. Every
 // entry was checked, save for bodies that were asked for in part.
 //
-// ErrDeleted, ErrFenced (a higher term exists), ErrTooBusy (too many bytes are
-// being read).
+// It waits, until ctx ends, while too many bytes are being read. ErrDeleted,
+// ErrFenced (a higher term exists).
 func (n *Node) Read(ctx context.Context, r ledger.ReadRequest) (ledger.ReadReply, error) {
 	if r.Ledger < 1 || r.First < 0 || r.Last < r.First || r.FenceTerm < 0 || r.MaxBytes < 0 || r.HeadBytes < 0 {
 		return ledger.ReadReply{}, fmt.Errorf("read entries %d to %d of ledger %d: %w", r.First, r.Last, r.Ledger, wire.ErrInvalid)
 	}
-	if r.MaxBytes == 0 || r.MaxBytes > maxReadBytes {
-		r.MaxBytes = maxReadBytes
+	if limit := int(min(maxReadBytes, n.reading.limit/2)); r.MaxBytes == 0 || r.MaxBytes > limit {
+		r.MaxBytes = limit
 	}
 	if r.FenceTerm > 0 {
 		if err := n.fence(ctx, r.Ledger, r.FenceTerm); err != nil {
 			return ledger.ReadReply{}, err
 		}
 	}
+	release, err := n.reading.acquire(ctx, int64(r.MaxBytes), r.FenceTerm > 0)
+	if err != nil {
+		return ledger.ReadReply{}, fmt.Errorf("read ledger %d: wait for other reads: %w", r.Ledger, err)
+	}
+	defer release()
 	if err := n.readGate.enter(); err != nil {
 		return ledger.ReadReply{}, err
 	}
 	defer n.readGate.leave()
-	if !n.reading.take(int64(r.MaxBytes), r.FenceTerm > 0) {
-		return ledger.ReadReply{}, fmt.Errorf("read ledger %d: %d bytes are being read: %w", r.Ledger, n.reading.bytes.Load(), ledger.ErrTooBusy)
-	}
-	defer n.reading.give(int64(r.MaxBytes))
 
 	g := n.table.Lock(r.Ledger)
-	err := g.CheckRead()
+	err = g.CheckRead()
 	record, _ := g.Record()
 	run := readRun{node: n, request: r, record: record, absence: g.Absence()}
 	g.Unlock()

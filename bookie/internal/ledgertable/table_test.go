@@ -1,8 +1,10 @@
 package ledgertable
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"testing"
 
@@ -360,6 +362,29 @@ func TestRecordMerge(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestGoldenChunk shows that an encoded set of version 1 is written as it always was
+// and that one written long ago is read.
+func TestGoldenChunk(t *testing.T) {
+	table := new(Table)
+	for _, id := range []ledger.ID{1, 2, 3, 1000, 70000, 1<<20 - 1} {
+		remove(table, id)
+	}
+	golden, err := os.ReadFile("testdata/v1.tombstones")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := table.EncodeTombstones(0); !bytes.Equal(got, golden) {
+		t.Errorf("written as %x, was %x", got, golden)
+	}
+	again := new(Table)
+	if err := again.MergeTombstones(golden, 1); err != nil {
+		t.Fatal(err)
+	}
+	if again.DeletedCount() != 6 || !again.Deleted(70000) {
+		t.Errorf("%d ledgers read, want 6", again.DeletedCount())
+	}
 }
 
 // FuzzDecodeChunk shows that no bytes make the decoder of sets of deleted
