@@ -16,6 +16,7 @@ type batch struct {
 	count       int
 	deliverAt   int64
 	sent        bool  // it was handed to a connection at least once
+	doubt       bool  // an earlier attempt was not answered: it may be stored
 	early       bool  // it is one message whose outcome was known before it began
 	held        int64 // bytes of the memory budget
 
@@ -68,6 +69,15 @@ func (b *batch) outcome(i int) (MessageID, error) {
 		return MessageID{}, b.err
 	}
 	return b.id(i), nil
+}
+
+// refusal is the outcome of a batch that the broker refused for cause: definite,
+// unless an earlier attempt may have been stored.
+func (b *batch) refusal(cause error) error {
+	if b.doubt {
+		return unknownOutcome(cause)
+	}
+	return cause
 }
 
 // failed returns a batch of one message that failed before it began.

@@ -253,6 +253,53 @@ func TestRuleM32_RoutingByKeyRange(t *testing.T) {
 	})
 }
 
+// TestRuleM32_GrowthIsFollowed shows that a producer with an older map of the
+// partitions gets the new one and goes on: what still belongs where it was sent is
+// stored there, in order, what does not fails definitely and can be sent again.
+func TestRuleM32_GrowthIsFollowed(t *testing.T) {
+	world(t, 1, func(t *testing.T, ctx context.Context, cluster *faketest.Cluster) {
+		cluster.CreateTopic("p", 2)
+		c := connect(t, ctx, cluster)
+		defer closing(t, ctx, c)
+		p := must[*client.Producer](t)(c.Producer(ctx, "p", client.WithBatchLimit(1<<10, 1)))
+		send := func(i int) error {
+			return second(p.Send(ctx, client.Message{Key: fmt.Sprint("key", i%30), Value: fmt.Append(nil, i)}))
+		}
+		var futures []client.Future
+		for i := range 600 {
+			if i == 300 {
+				cluster.Split("p", 1)
+			}
+			futures = append(futures, p.SendAsync(ctx, client.Message{Key: fmt.Sprint("key", i%30), Value: fmt.Append(nil, i)}))
+			if i%10 == 0 {
+				time.Sleep(time.Millisecond)
+			}
+		}
+		if err := p.Flush(ctx); !client.Retryable(err) {
+			t.Errorf("flush: %v", err)
+		}
+		failed := 0
+		for i, f := range futures {
+			if _, err := f.Wait(ctx); err != nil {
+				failed++
+				if !client.Retryable(err) || send(i) != nil {
+					t.Errorf("message %d: %v", i, err)
+				}
+			}
+		}
+		stored := cluster.Messages("p")
+		topics := map[string]int{}
+		values := map[string]bool{}
+		for _, m := range stored {
+			topics[m.Topic]++
+			values[m.Value] = true
+		}
+		if len(stored) != 600 || len(values) != 600 || len(topics) != 3 || failed == 0 || failed > 100 {
+			t.Errorf("%d messages stored, %d different, in %v; %d sent twice", len(stored), len(values), topics, failed)
+		}
+	})
+}
+
 // Shows that the memory budget holds producers back, that waiting ends with the
 // context, definitely, and that a message above all limits is refused at once.
 func TestMemoryBudget(t *testing.T) {

@@ -94,7 +94,7 @@ func TestAckAsync(t *testing.T) {
 		time.Sleep(200 * time.Millisecond)
 		synctest.Wait()
 		backlog(t, cluster, 5)
-		if n := cluster.Acks("t", "s"); n > 100 {
+		if n := cluster.Acks("t", "s"); n > 300 {
 			t.Errorf("%d positions told for 995 messages in 100 entries", n)
 		}
 	})

@@ -110,8 +110,7 @@ func (e *codeError) permanent() bool {
 // sent.
 func (e *codeError) definite() bool {
 	switch e.code {
-	case brokerv1.Code_CODE_INVALID, brokerv1.Code_CODE_TOO_LARGE, brokerv1.Code_CODE_UNSUPPORTED,
-		brokerv1.Code_CODE_QUOTA, brokerv1.Code_CODE_STALE_ROUTING:
+	case brokerv1.Code_CODE_INVALID, brokerv1.Code_CODE_TOO_LARGE, brokerv1.Code_CODE_UNSUPPORTED, brokerv1.Code_CODE_QUOTA:
 		return true
 	}
 	return false

@@ -207,6 +207,7 @@ func (l *lane) receipt(from *link, r *brokerv1.Receipt) {
 	}
 	b := l.pending[0]
 	if b.last != r.GetSequenceId() || l.recall {
+		l.doubtLocked()
 		l.leaveLocked(fmt.Errorf("receipt of sequence %d, want %d: %w", r.GetSequenceId(), b.last, ErrInternal), "")
 		l.mu.Unlock()
 		return
@@ -305,6 +306,7 @@ func (l *lane) moveTo(from, to string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.link != nil && l.link.address == from && l.failure == nil {
+		l.doubtLocked()
 		l.leaveLocked(errMoved, to)
 	}
 }

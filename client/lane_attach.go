@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -9,6 +10,7 @@ import (
 
 	"github.com/magnetar-io/magnetar/internal/entry"
 	brokerv1 "github.com/magnetar-io/magnetar/proto/broker/v1"
+	discoveryv1 "github.com/magnetar-io/magnetar/proto/discovery/v1"
 )
 
 // open makes one attempt to open the producer at a broker. Each has a higher
@@ -110,6 +112,7 @@ func (l *lane) closedBy(from *link, c *brokerv1.ProducerClosed) {
 		l.fail(fmt.Errorf("topic %s: %w", l.topic, err))
 		return
 	default:
+		l.doubtLocked()
 		l.leaveLocked(err, err.movedTo)
 	}
 	l.mu.Unlock()
@@ -134,7 +137,19 @@ func (l *lane) lost(from *link, id uint64, err error) {
 		l.answer <- err
 		l.answer = nil
 	case l.link == from && l.id == id:
+		l.doubtLocked()
 		l.leaveLocked(err, "")
+	}
+}
+
+// doubtLocked notes that what is in flight may be stored for all we will hear
+// here.
+func (l *lane) doubtLocked() {
+	if l.recall {
+		return // it was refused, or will be
+	}
+	for _, b := range l.pending[:l.inFlight] {
+		b.doubt = true
 	}
 }
 
@@ -151,9 +166,14 @@ func (l *lane) leaveLocked(why error, address string) {
 	l.trouble++
 	trouble := l.trouble
 	c := l.p.c
+	var said *codeError
+	stale := errors.As(why, &said) && said.code == brokerv1.Code_CODE_STALE_ROUTING
 	c.log.Info("producer reconnects", "topic", l.topic, "producer", l.name, "unanswered", len(l.pending), "error", why)
 	c.spawn(func() {
 		err := c.pause(l.p.ctx, trouble)
+		if err == nil && stale {
+			err = l.p.reroute()
+		}
 		if err == nil {
 			err = c.attach(l.p.ctx, l, address, true)
 		}
@@ -172,6 +192,44 @@ func (l *lane) detachLocked() {
 	}
 	l.link, l.queued, l.held, l.recall = nil, false, false, false
 	l.inFlight, l.flyBytes = 0, 0
+}
+
+// adopt takes a new version of the topic's partitions over. Batches that are not
+// under way are made for it anew; those that the partition takes no more fail.
+func (l *lane) adopt(version uint64, part *discoveryv1.Partition) {
+	l.mu.Lock()
+	l.routing = version
+	var gone []*batch
+	if l.link == nil && l.answer == nil {
+		kept := l.pending[:0:0]
+		for _, b := range l.pending {
+			if l.adoptLocked(b, part) {
+				kept = append(kept, b)
+			} else {
+				gone = append(gone, b)
+			}
+		}
+		l.pending = kept
+	}
+	l.mu.Unlock()
+	for _, b := range gone {
+		l.p.finish(l, b, noPlace, b.refusal(fmt.Errorf("topic %s takes no more of these keys, its partitions changed: %w", l.topic, ErrUnavailable)))
+	}
+}
+
+func (l *lane) adoptLocked(b *batch, part *discoveryv1.Partition) (kept bool) {
+	h, _, err := entry.ParseHeader(b.part)
+	if err != nil || h.RoutingVersion == l.routing {
+		return true
+	}
+	outside := h.HasKeyHash && (h.KeyHashFirst < part.GetKeyHashFirst() || h.KeyHashLast > part.GetKeyHashLast())
+	if part.GetSealed() || outside && part.GetNumber() >= 0 {
+		return false
+	}
+	if p, err := entry.Reroute(b.part, l.routing); err == nil {
+		b.part = p
+	}
+	return true
 }
 
 // maxDamaged is how often a batch is sent again that arrived damaged.
@@ -205,16 +263,13 @@ func (l *lane) refused(from *link, r *brokerv1.PublishRefused) {
 	case code == brokerv1.Code_CODE_OUT_OF_ORDER:
 		done = l.rejoinLocked(r)
 	case err.definite() || l.damaged > maxDamaged:
-		done, doneErr = l.pending[0], fmt.Errorf("topic %s: %w", l.topic, err)
+		done, doneErr = l.pending[0], l.pending[0].refusal(fmt.Errorf("topic %s: %w", l.topic, err))
 		l.dropFirstLocked()
 	}
 	l.leaveLocked(err, "")
 	l.mu.Unlock()
-	switch code {
-	case brokerv1.Code_CODE_CHECKSUM:
+	if code == brokerv1.Code_CODE_CHECKSUM {
 		from.end(fmt.Errorf("link to %s: a batch arrived damaged: %w", from.address, err))
-	case brokerv1.Code_CODE_STALE_ROUTING:
-		l.p.reroute()
 	}
 	if done != nil {
 		l.p.finish(l, done, noPlace, doneErr)

@@ -29,7 +29,7 @@ type Producer struct {
 	cancel context.CancelFunc
 
 	routes    atomic.Pointer[routes]
-	rerouting atomic.Bool
+	rerouting sync.Mutex // held by who follows a new map
 	closed    atomic.Bool
 	// maxMessage is what the brokers take, with keys, properties and framing.
 	maxMessage atomic.Int64
@@ -113,9 +113,7 @@ func (p *Producer) follow(ctx context.Context, m *discoveryv1.TopicMap) error {
 			l = &lane{p: p, topic: part.GetTopic(), partition: part.GetNumber(), name: p.opts.name}
 			fresh = append(fresh, l)
 		}
-		l.mu.Lock()
-		l.routing = r.version
-		l.mu.Unlock()
+		l.adopt(r.version, part)
 		r.lanes = append(r.lanes, l)
 		if !part.GetSealed() {
 			r.open = append(r.open, l)
@@ -156,22 +154,15 @@ func (p *Producer) attach(ctx context.Context, lanes []*lane) error {
 	return g.Wait()
 }
 
-// reroute asks for the map of the topic again, in the background.
-func (p *Producer) reroute() {
-	if !p.rerouting.CompareAndSwap(false, true) {
-		return
+// reroute asks for the map of the topic again and follows it.
+func (p *Producer) reroute() error {
+	p.rerouting.Lock()
+	defer p.rerouting.Unlock()
+	m, err := p.c.topicMap(p.ctx, topicname.MustParse(p.topic), false)
+	if err == nil {
+		err = p.follow(p.ctx, m)
 	}
-	p.c.spawn(func() {
-		defer p.rerouting.Store(false)
-		name := topicname.MustParse(p.topic)
-		m, err := p.c.topicMap(p.ctx, name, false)
-		if err == nil {
-			err = p.follow(p.ctx, m)
-		}
-		if err != nil && p.ctx.Err() == nil {
-			p.c.log.Warn("cannot follow the topic's new partitions", "topic", p.topic, "error", err)
-		}
-	})
+	return err
 }
 
 // Topic is the topic's long name.

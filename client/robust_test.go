@@ -220,6 +220,28 @@ func TestRefusalForGood(t *testing.T) {
 	})
 }
 
+// Shows that a refusal is no proof for a batch whose earlier attempt was not
+// answered: it may be stored, as it is here.
+func TestRefusalAfterALostAnswer(t *testing.T) {
+	world(t, 1, func(t *testing.T, ctx context.Context, cluster *faketest.Cluster) {
+		c := connect(t, ctx, cluster)
+		defer closing(t, ctx, c)
+		p := must[*client.Producer](t)(c.Producer(ctx, "t"))
+		cluster.LoseNextReceipt(long + "t")
+		f := p.SendAsync(ctx, client.Message{Value: []byte("0")})
+		synctest.Wait()
+		cluster.Refuse(long+"t", brokerv1.Code_CODE_QUOTA)
+		cluster.Cut(cluster.Owner("t"))
+		if _, err := f.Wait(ctx); !errors.Is(err, client.ErrUnknownOutcome) || !errors.Is(err, client.ErrQuota) {
+			t.Errorf("got %v", err)
+		}
+		checkOrder(t, cluster.Messages("t"), 1)
+		if err := p.Flush(ctx); !errors.Is(err, client.ErrUnknownOutcome) {
+			t.Errorf("flush: %v", err)
+		}
+	})
+}
+
 // Shows that a broker which forgot a producer is served from there on.
 func TestForgottenProducer(t *testing.T) {
 	world(t, 1, func(t *testing.T, ctx context.Context, cluster *faketest.Cluster) {

@@ -395,6 +395,13 @@ func TestRuleM11_Follow(t *testing.T) {
 			t.Errorf("got %+v %+v, want %+v %+v", h, got, before, want)
 		}
 	}
+	moved, err := Reroute(part, 8)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h, got := readAll(t, moved); h.RoutingVersion != 8 || h.PreviousSequence != 5 || !cmp.Equal(want, got) {
+		t.Errorf("rerouted: %+v %+v", h, got)
+	}
 	if _, err := Follow(part[:5], true, 3); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("half a part: %v", err)
 	}

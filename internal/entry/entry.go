@@ -76,6 +76,21 @@ func AppendProducerPart(dst []byte, md *entryv1.MessageMetadata, payload []byte)
 // highest sequence id sent before it, or none. It is for batches that were surely
 // not stored.
 func Follow(p []byte, hasPrevious bool, previous uint64) ([]byte, error) {
+	return withHeader(p, func(md *entryv1.MessageMetadata) {
+		md.ClearPreviousSequenceId()
+		if hasPrevious {
+			md.SetPreviousSequenceId(previous)
+		}
+	})
+}
+
+// Reroute returns a copy of a producer part made for another version of the
+// topic's partitions. It is for batches that were surely not stored.
+func Reroute(p []byte, version uint64) ([]byte, error) {
+	return withHeader(p, func(md *entryv1.MessageMetadata) { md.SetRoutingVersion(version) })
+}
+
+func withHeader(p []byte, change func(*entryv1.MessageMetadata)) ([]byte, error) {
 	metadata, payload, err := splitProducerPart(p)
 	if err != nil {
 		return nil, err
@@ -84,10 +99,7 @@ func Follow(p []byte, hasPrevious bool, previous uint64) ([]byte, error) {
 	if err := proto.Unmarshal(metadata, &md); err != nil {
 		return nil, fmt.Errorf("header: %w: %w", err, ErrCorrupt)
 	}
-	md.ClearPreviousSequenceId()
-	if hasPrevious {
-		md.SetPreviousSequenceId(previous)
-	}
+	change(&md)
 	return AppendProducerPart(make([]byte, 0, len(p)+16), &md, p[payload:]), nil
 }
 

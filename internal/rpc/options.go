@@ -12,8 +12,9 @@ import (
 type Profile int
 
 const (
-	// ClientFacing connections are many and often idle: small read buffers, write
-	// buffers shared by all, windows that bound what one peer can make us hold.
+	// ClientFacing connections are many and often idle: small read buffers, windows
+	// that bound what one peer can make us hold. Write buffers are held only while
+	// something is written, as gRPC has it by default.
 	ClientFacing Profile = iota
 	// BookieLink connections, between brokers and bookies, are few and busy.
 	BookieLink
@@ -44,14 +45,13 @@ type settings struct {
 	readBuffer               int
 	writeBuffer              int
 	streamWindow, connWindow int32
-	sharedWriteBuffer        bool
 }
 
 func (p Profile) settings() settings {
 	if p == BookieLink {
-		return settings{bookieMessageBytes, 128 << 10, 128 << 10, 4 << 20, 16 << 20, false}
+		return settings{bookieMessageBytes, 128 << 10, 128 << 10, 4 << 20, 16 << 20}
 	}
-	return settings{clientMessageBytes, 16 << 10, 64 << 10, 1 << 20, 4 << 20, true}
+	return settings{clientMessageBytes, 16 << 10, 64 << 10, 1 << 20, 4 << 20}
 }
 
 // ServerOptions returns the settings of a server: our codec, limits on
@@ -69,7 +69,6 @@ func ServerOptions(l Limits, extra ...grpc.ServerOption) []grpc.ServerOption {
 		grpc.ConnectionTimeout(orDefault(l.HandshakeTimeout, 10*time.Second)),
 		grpc.ReadBufferSize(s.readBuffer),
 		grpc.WriteBufferSize(s.writeBuffer),
-		grpc.SharedWriteBuffer(s.sharedWriteBuffer),
 		grpc.InitialWindowSize(s.streamWindow),
 		grpc.InitialConnWindowSize(s.connWindow),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingEvery / 2, PermitWithoutStream: true}),
@@ -93,7 +92,6 @@ func DialOptions(p Profile, extra ...grpc.DialOption) []grpc.DialOption {
 		grpc.WithDisableServiceConfig(),
 		grpc.WithReadBufferSize(s.readBuffer),
 		grpc.WithWriteBufferSize(s.writeBuffer),
-		grpc.WithSharedWriteBuffer(s.sharedWriteBuffer),
 		grpc.WithInitialWindowSize(s.streamWindow),
 		grpc.WithInitialConnWindowSize(s.connWindow),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingEvery, Timeout: pingTimeout, PermitWithoutStream: true}),

@@ -19,6 +19,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/magnetar-io/magnetar/internal/entry"
 	"github.com/magnetar-io/magnetar/internal/topicname"
@@ -184,7 +185,7 @@ func (c *Cluster) createLocked(name topicname.Name, partitions int) *discoveryv1
 			KeyHashFirst: new(uint32(first)), KeyHashLast: new(uint32(last))}.Build()))
 		first = last + 1
 		c.topics[p.String()] = &topic{c: c, name: p.String(), partition: number, owner: fmt.Sprintf("broker-%d", 1+len(c.topics)%c.brokersLocked()),
-			producers: map[string]*producer{}, subscriptions: map[string]*subscription{}}
+			routing: 1, producers: map[string]*producer{}, subscriptions: map[string]*subscription{}}
 	}
 	c.maps[name.String()] = m
 	return m
@@ -209,6 +210,28 @@ func (c *Cluster) Move(name, to string, tell bool) {
 	t.owner = to
 	if tell {
 		t.closeAllLocked(brokerv1.Code_CODE_MOVED, to)
+	}
+}
+
+// Split gives a partition's upper half of keys to a new partition.
+func (c *Cluster) Split(name string, partition int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	long := topicname.MustParse(name)
+	old := c.maps[long.String()]
+	m := proto.CloneOf(old)
+	m.SetRoutingVersion(old.GetRoutingVersion() + 1)
+	parts := m.GetPartitions()
+	from, number := parts[partition], len(parts)
+	middle := from.GetKeyHashFirst() + (from.GetKeyHashLast()-from.GetKeyHashFirst())/2
+	to := long.WithPartition(number).String()
+	m.SetPartitions(append(parts, discoveryv1.Partition_builder{Number: new(int32(number)), Topic: new(to),
+		KeyHashFirst: new(middle + 1), KeyHashLast: new(from.GetKeyHashLast())}.Build()))
+	from.SetKeyHashLast(middle)
+	c.maps[long.String()] = m
+	c.topics[to] = &topic{c: c, name: to, partition: int32(number), owner: "broker-1", producers: map[string]*producer{}, subscriptions: map[string]*subscription{}}
+	for _, p := range m.GetPartitions() {
+		c.topics[p.GetTopic()].routing = m.GetRoutingVersion()
 	}
 }
 

@@ -29,6 +29,8 @@ type topic struct {
 	chosen        int
 	refuse        []brokerv1.Code // answers to the next batches, instead of taking them
 	held          bool
+	routing       uint64
+	loseReceipt   bool
 	silent        string // the broker that swallows what it hears
 }
 
@@ -225,6 +227,9 @@ func (p *openProducer) publishLocked(part []byte) {
 		p.t.refuse = p.t.refuse[1:]
 		refuse(code, false, 0)
 		return
+	case h.RoutingVersion != p.t.routing:
+		refuse(brokerv1.Code_CODE_STALE_ROUTING, false, 0)
+		return
 	case len(part) > c.MaxMessage+entry.MaxHeaderBytes:
 		refuse(brokerv1.Code_CODE_TOO_LARGE, false, 0)
 		return
@@ -254,6 +259,10 @@ func (p *openProducer) publishLocked(part []byte) {
 	}
 	e := p.t.appendLocked(part, h)
 	s.spans[h.SequenceID] = span{h.HighestSequence, e.ledger, e.entry}
+	if p.t.loseReceipt {
+		p.t.loseReceipt = false
+		return
+	}
 	p.receipt(h.HighestSequence, e.ledger, e.entry, false)
 }
 
@@ -355,4 +364,11 @@ func (c *Cluster) Silence(name string, on bool) {
 	if t.silent = ""; on {
 		t.silent = t.owner
 	}
+}
+
+// LoseNextReceipt makes a topic store its next batch without a word.
+func (c *Cluster) LoseNextReceipt(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.topics[name].loseReceipt = true
 }
