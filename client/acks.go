@@ -20,8 +20,12 @@ import (
 // One acknowledgement request is under way at a time; what comes meanwhile goes
 // with the next.
 type acks struct {
-	epoch       uint64 // of the entries; raised by a seek
-	voidThrough uint64 // entries of these epochs are void
+	epoch uint64 // of the entries, as the broker told; raised by a seek
+	told  bool
+	// voided: what comes in this session of epochs up to voidThrough was sent before
+	// a seek that has been answered.
+	voided      bool
+	voidThrough uint64
 	entries     map[place]*handed
 
 	dirty []*handed // acknowledged further than the broker was told
@@ -296,8 +300,8 @@ func (a *acks) again() {
 	a.now = true
 }
 
-// void forgets everything: a seek made it meaningless.
-func (a *acks) void() { a.end(ErrVoid) }
+// void reports whether deliveries of an epoch are from before a seek.
+func (a *acks) void(epoch uint64) bool { return a.voided && epoch <= a.voidThrough }
 
 // end forgets everything and fails who waits.
 func (a *acks) end(err error) {
@@ -308,5 +312,5 @@ func (a *acks) end(err error) {
 	for _, h := range a.entries {
 		h.void = true
 	}
-	*a = acks{epoch: a.epoch, voidThrough: a.voidThrough, entries: map[place]*handed{}}
+	*a = acks{epoch: a.epoch, told: a.told, voided: a.voided, voidThrough: a.voidThrough, entries: map[place]*handed{}}
 }

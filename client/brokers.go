@@ -294,7 +294,7 @@ func carve(d *brokerv1.Delivery, f *rpc.Frame) ([]*delivered, error) {
 		f.CopyTo(body)
 		entries = append(entries, &delivered{
 			at: place{e.GetLedger(), e.GetEntry()}, redeliveries: int(e.GetRedeliveryCount()),
-			left: bitset(e.GetAckSet()), body: body, epoch: d.GetEpoch(),
+			left: bitset(e.GetAckSet()), body: body,
 		})
 	}
 	return entries, nil

@@ -258,7 +258,14 @@ func TestRuleM31_CreditBoundsWhatIsSentAhead(t *testing.T) {
 // Shows seeking: by the consumer and behind its back. What was received before is
 // void, what was queued is not delivered.
 func TestSeek(t *testing.T) {
+	for first := range uint64(2) {
+		t.Run(fmt.Sprint("first epoch ", first), func(t *testing.T) { seek(t, first) })
+	}
+}
+
+func seek(t *testing.T, firstEpoch uint64) {
 	world(t, 1, func(t *testing.T, ctx context.Context, cluster *faketest.Cluster) {
+		cluster.FirstEpoch = firstEpoch
 		c := connect(t, ctx, cluster)
 		defer closing(t, ctx, c)
 		s := must[*client.Consumer](t)(c.Subscribe(ctx, "t", "s", client.From(client.Earliest())))

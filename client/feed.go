@@ -65,7 +65,6 @@ type delivered struct {
 	feed         *feed
 	session      uint64
 	at           place
-	epoch        uint64
 	redeliveries int
 	left         bitset // messages still unacknowledged; nil: all
 	body         []byte
@@ -170,6 +169,7 @@ func (f *feed) subscribed(from *link, s *brokerv1.Subscribed) {
 		f.window = f.bytes
 	}
 	f.owed, f.owedSize, f.flowNow, f.inQueue = f.permits, 0, true, 0
+	f.acks.voided = false
 	f.acks.again()
 	f.unsent = slices.SortedFunc(maps.Values(f.requests), func(a, b *request) int { return cmp.Compare(a.id, b.id) })
 	f.answer <- nil
@@ -187,16 +187,16 @@ func (f *feed) delivery(from *link, id, epoch uint64, entries []*delivered) {
 		return
 	}
 	f.heard, f.trouble = time.Now(), 0
-	if epoch > f.acks.epoch {
-		if f.acks.epoch > 0 {
-			f.voidLocked()
-		}
-		f.acks.epoch = epoch
+	if epoch > f.acks.epoch && f.acks.told {
+		f.voidLocked()
+	}
+	if !f.acks.void(epoch) {
+		f.acks.epoch, f.acks.told = epoch, true
 	}
 	for _, d := range entries {
 		d.feed, d.session = f, f.session
 		f.inQueue++
-		if d.epoch <= f.acks.voidThrough && d.epoch > 0 {
+		if f.acks.void(epoch) {
 			f.returnLocked(d, d.messages())
 			continue
 		}
@@ -297,6 +297,7 @@ func (f *feed) answered(from *link, d *brokerv1.Done) {
 		if err == nil && r.seek.p != nil {
 			f.from, f.pos = r.seek, readerPosition{bounded: f.pos.bounded, end: f.pos.end}
 			if r.epoch == f.acks.epoch { // nothing came from behind the seek yet
+				f.acks.voided = f.acks.told
 				f.acks.voidThrough = f.acks.epoch
 				f.voidLocked()
 			}
@@ -313,7 +314,7 @@ func (f *feed) answered(from *link, d *brokerv1.Done) {
 // voidLocked drops all that was delivered before a seek.
 func (f *feed) voidLocked() {
 	f.c.dropQueuedLocked(f, true)
-	f.acks.void()
+	f.acks.end(ErrVoid)
 	f.redeliver = nil
 }
 

@@ -353,6 +353,7 @@ func TestFenced(t *testing.T) {
 // Shows that only what was sent is of unknown outcome when a producer ends.
 func TestOutcomeAtClose(t *testing.T) {
 	world(t, 1, func(t *testing.T, ctx context.Context, cluster *faketest.Cluster) {
+		cluster.WindowBatches = 1
 		c := connect(t, ctx, cluster)
 		defer closing(t, ctx, c)
 		p := must[*client.Producer](t)(c.Producer(ctx, "t"))

@@ -41,6 +41,8 @@ type Cluster struct {
 
 	// WindowBytes and WindowBatches of producers, MaxMessage bytes; set before use.
 	WindowBytes, WindowBatches, MaxMessage int
+	// FirstEpoch is that of a new subscription.
+	FirstEpoch uint64
 	// Discard makes topics forget what they store, for benchmarks.
 	Discard bool
 }

@@ -152,7 +152,7 @@ func (m *messaging) subscribeLocked(r *brokerv1.Subscribe, out *outbox[*brokerv1
 	}
 	created := s == nil
 	if created {
-		s = &subscription{t: t, name: r.GetSubscription(), durable: !r.GetNonDurable(), left: map[int][]uint64{}, acked: map[int]bool{}, counts: map[int]uint32{}, epoch: 1}
+		s = &subscription{t: t, name: r.GetSubscription(), durable: !r.GetNonDurable(), left: map[int][]uint64{}, acked: map[int]bool{}, counts: map[int]uint32{}, epoch: t.c.FirstEpoch}
 		s.next = t.seek(r.GetInitialPosition())
 		for i := range s.next {
 			s.acked[i] = true
