@@ -268,6 +268,16 @@ func (c *cluster) settle(atMost time.Duration) time.Duration {
 	return time.Since(start)
 }
 
+// until waits for something that must come to be.
+func (c *cluster) until(what string, atMost time.Duration, holds func() bool) {
+	c.t.Helper()
+	for start := time.Now(); !holds(); time.Sleep(10 * time.Millisecond) {
+		if time.Since(start) > atMost {
+			c.t.Fatalf("%s: not within %v", what, atMost)
+		}
+	}
+}
+
 func (c *cluster) counts() string {
 	s := ""
 	for id, n := range c.nodes {

@@ -222,6 +222,31 @@ func TestRuleM5_RestartOfTheSameIDReplacesItsSession(t *testing.T) {
 	})
 }
 
+// A broker that closes is gone at once; one that is abandoned, as if it had died,
+// is listed until its lease runs out.
+func TestCloseAndAbandon(t *testing.T) {
+	story(t, func(t *testing.T, c *cluster) {
+		a := c.start("a")
+		listed := func(id string) bool { _, there := a.view.Snapshot().Brokers[id]; return there }
+		for id, end := range map[string]func(*Registration){
+			"closed":    func(r *Registration) { r.Close(t.Context()) },
+			"abandoned": (*Registration).Abandon,
+		} {
+			r, err := Register(t.Context(), RegisterOptions{Store: c.store, Layout: keys, ID: id})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.until("it is listed", time.Second, func() bool { return listed(id) })
+			end(r)
+			start := time.Now()
+			c.until("it is gone", time.Minute, func() bool { return !listed(id) })
+			if took := time.Since(start); (took < 3*time.Second) != (id == "closed") || took > DefaultLease+time.Second {
+				t.Errorf("%s: gone after %v", id, took)
+			}
+		}
+	})
+}
+
 // A broker whose session another one ended drops all it owns at once, is away
 // for ten seconds, then twenty, and comes back under a new session.
 func TestRuleM6_EndedBrokerDropsAllAndStaysAway(t *testing.T) {
@@ -237,9 +262,7 @@ func TestRuleM6_EndedBrokerDropsAllAndStaysAway(t *testing.T) {
 				t.Fatal(err)
 			}
 			ended := time.Now()
-			for a.reg.Session() != "" {
-				time.Sleep(10 * time.Millisecond)
-			}
+			c.until("the end is noticed", time.Minute, func() bool { return a.reg.Session() == "" })
 			if took := time.Since(ended); took > DefaultLease {
 				t.Errorf("noticed after %v", took)
 			}
@@ -247,10 +270,8 @@ func TestRuleM6_EndedBrokerDropsAllAndStaysAway(t *testing.T) {
 				t.Errorf("%d bundles are served on, sessions ended: %d", len(a.owns()), a.endings())
 			}
 			noticed := time.Now()
-			for a.reg.Session() == "" {
-				time.Sleep(100 * time.Millisecond)
-			}
-			if took := time.Since(noticed); took < away || took > away+5*time.Second {
+			c.until("the broker comes back", time.Hour, func() bool { return a.reg.Session() != "" })
+			if took := time.Since(noticed); took < away-100*time.Millisecond || took > away+5*time.Second {
 				t.Errorf("back after %v, want %v", took, away)
 			}
 			if a.reg.Session() == before || len(b.owns()) != catalog.DefaultBundles {

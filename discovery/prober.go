@@ -81,13 +81,9 @@ func (p *Prober) Run(ctx context.Context) {
 	}
 }
 
-// targets are the brokers to look at now; none while this process may judge
-// nobody.
+// targets are the brokers to look at now.
 func (p *Prober) targets(s *Snapshot) []BrokerInfo {
 	p.noteLeft(s)
-	if s.RolledBack || s.Watched() < s.Lease || s.Brokers[p.opts.ID].Session != p.opts.Registration.Session() {
-		return nil
-	}
 	var targets []BrokerInfo
 	for _, id := range neighbours(s.ids, p.opts.ID, probeCount) {
 		targets = append(targets, s.Brokers[id])
@@ -137,6 +133,9 @@ func (p *Prober) probe(ctx context.Context, b BrokerInfo) Observation {
 	return p.opts.Probe(ctx, b)
 }
 
+// end ends the session of a broker that is proven gone, unless this process may
+// judge nobody: it has not watched for a lease yet (M5), or the store was rolled
+// back (M7).
 func (p *Prober) end(ctx context.Context, b BrokerInfo) {
 	s := p.opts.View.Snapshot()
 	now, still := s.Brokers[b.ID]

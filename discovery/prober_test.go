@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/magnetar-io/magnetar/discovery/meta"
 	"github.com/magnetar-io/magnetar/internal/rpc"
 	discoveryv1 "github.com/magnetar-io/magnetar/proto/discovery/v1"
 )
@@ -201,6 +202,44 @@ func TestRuleM5_NewcomerEndsNobody(t *testing.T) {
 		time.Sleep(time.Minute)
 		if a.endings() == 0 {
 			t.Error("nobody ever ended it: this test shows nothing")
+		}
+	})
+}
+
+// Of a store that was rolled back nobody's session is ended.
+func TestRuleM7_RolledBackStoreEndsNobody(t *testing.T) {
+	story(t, func(t *testing.T, c *cluster) {
+		refuse := false
+		var mu sync.Mutex
+		c.reach = func(from string, to BrokerInfo) Observation {
+			mu.Lock()
+			defer mu.Unlock()
+			if refuse {
+				return Observation{Refused: true}
+			}
+			return c.truth(from, to)
+		}
+		a, b := c.start("a"), c.start("b")
+		c.settle(20 * time.Second)
+		time.Sleep(time.Minute)
+		old := c.store.Revision()
+		for range 3 {
+			if _, err := c.store.Txn(t.Context(), meta.Txn{Ops: []meta.Op{{Key: keys.Tenant("x")}}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(5 * time.Second)
+		c.store.Rollback(old)
+		time.Sleep(5 * time.Second)
+		mu.Lock()
+		refuse = true
+		mu.Unlock()
+		time.Sleep(time.Minute)
+		if n := a.endings() + b.endings(); n != 0 {
+			t.Errorf("%d sessions were ended", n)
+		}
+		if !a.view.Snapshot().RolledBack || !b.view.Snapshot().RolledBack {
+			t.Error("the rollback was not noticed: this test shows nothing")
 		}
 	})
 }

@@ -198,6 +198,68 @@ func TestNothingSlipsIntoARemoval(t *testing.T) {
 	t.Fatal("the removal never ended")
 }
 
+// A topic whose namespace is closed between the look at it and the creation is
+// not created: the one who closed it may have looked already.
+func TestNothingIsCreatedUnderAClosedNamespace(t *testing.T) {
+	for _, partitions := range []int{0, 2} {
+		c, m := bootstrapped(t)
+		other := newCatalog(m.Client("other"))
+		key := keys.Namespace(defaultNamespace)
+		closed := false
+		m.OnCall(func(call meta.Call) meta.Fault {
+			if call.Client == "" && call.Kind == meta.CallTxn && call.Key != keys.IDs() && !closed {
+				closed = true
+				ns, err := other.Namespace(context.Background(), defaultNamespace)
+				if err != nil {
+					t.Error(err)
+				}
+				ns.Deleting = true
+				if _, err := other.commit(context.Background(), meta.Txn{Ops: []meta.Op{{Key: key, Value: encodeNamespace(ns)}}}); err != nil {
+					t.Error(err)
+				}
+			}
+			return meta.Fault{}
+		})
+		_, err := c.CreateTopic(t.Context(), topic, partitions)
+		wantErr(t, err, rpcerr.ErrRefused)
+		if kvs, _, _ := m.Range(t.Context(), keys.Topics(defaultNamespace), "", 0); !closed || len(kvs) != 0 {
+			t.Fatalf("%d topics were created", len(kvs))
+		}
+	}
+}
+
+// A removal that another process called off, because it found something, does not
+// go on over what was created since.
+func TestRemovalCalledOff(t *testing.T) {
+	c, m := bootstrapped(t)
+	other := newCatalog(m.Client("other"))
+	key := keys.Namespace(defaultNamespace)
+	called := false
+	m.OnCall(func(call meta.Call) meta.Fault {
+		if call.Client != "" || call.Kind != meta.CallTxn || call.Key != key || !call.Txn.Ops[0].Delete || called {
+			return meta.Fault{}
+		}
+		called = true
+		ns, err := other.Namespace(context.Background(), defaultNamespace)
+		if err == nil {
+			ns.Deleting = false
+			_, err = other.commit(context.Background(), meta.Txn{Ops: []meta.Op{{Key: key, Value: encodeNamespace(ns)}}})
+		}
+		if err == nil {
+			_, err = other.CreateTopic(context.Background(), topic, 0)
+		}
+		if err != nil {
+			t.Error(err)
+		}
+		return meta.Fault{}
+	})
+	wantErr(t, c.DeleteNamespace(t.Context(), defaultNamespace), rpcerr.ErrRefused)
+	if !called {
+		t.Fatal("nothing was called off: this test shows nothing")
+	}
+	must[Namespace](t)(c.Namespace(t.Context(), defaultNamespace))
+}
+
 // A topic's map routes every key to exactly one partition, and the records of
 // its partitions are found by bundle.
 func TestTopics(t *testing.T) {
