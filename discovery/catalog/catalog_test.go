@@ -262,7 +262,7 @@ func TestRemovalCalledOff(t *testing.T) {
 
 // A topic's map routes every key to exactly one partition, and the records of
 // its partitions are found by bundle.
-func TestTopics(t *testing.T) {
+func TestRuleM32_MapRoutesEachKeyToOnePartition(t *testing.T) {
 	c, _ := bootstrapped(t)
 	ctx := t.Context()
 	flat := must[Map](t)(c.EnsureTopic(ctx, topic))

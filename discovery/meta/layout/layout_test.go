@@ -19,6 +19,9 @@ func TestKeysAreReadBack(t *testing.T) {
 		if h, n, ok := l.ParseTopic(namespace, l.Topic(namespace, hash, local)); !ok || h != hash || n != local {
 			t.Fatalf("topic read back as %08x %q, %v", h, n, ok)
 		}
+		if ns, h, ok := l.ParseAnyTopic(l.Topic(namespace, hash, local)); !ok || ns != namespace || h != hash {
+			t.Fatalf("topic of any namespace read back as %q %08x, %v", ns, h, ok)
+		}
 		topic, sequence := rapid.Uint64().Draw(t, "topic"), rapid.Uint64().Draw(t, "sequence")
 		if s, ok := l.ParseChainLink(topic, l.ChainLink(topic, sequence)); !ok || s != sequence {
 			t.Fatalf("chain link read back as %d, %v", s, ok)
