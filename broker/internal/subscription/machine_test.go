@@ -25,7 +25,6 @@ type world struct {
 	granted map[*consumer]int64
 	spent   map[*consumer]int64
 	out     map[*consumer]int64
-	newest  position.Position // last entry delivered for the first time since the last rewind
 }
 
 func newWorld(t *rapid.T, kind Type, partition int) *world {

@@ -24,13 +24,11 @@ type disk struct {
 
 // fakeLedger is a chain of one ledger in memory. Appends wait until settle.
 type fakeLedger struct {
-	mu       sync.Mutex
-	disk     *disk
-	waiting  []func(position.Position, error)
-	adds     []managedledger.Add
-	refuse   error // of Append
-	closed   bool
-	onNotify func()
+	mu      sync.Mutex
+	disk    *disk
+	waiting []func(position.Position, error)
+	adds    []managedledger.Add
+	refuse  error // of Append
 }
 
 func at(i int) position.Position { return position.Position{Ledger: 1, Entry: ledger.EntryID(i)} }

@@ -45,7 +45,7 @@ func TestRuleM9_RefusedBeforeTheID(t *testing.T) {
 		"too many messages": {batch("p", 0, 1<<17), ErrTooLarge},
 		"older partitions":  {routed(2), ErrStaleRouting},
 	} {
-		h := b.producer(fmt.Sprint("p"), 0)
+		h := b.producer("p", 0)
 		h.producer.Publish(c.batch)
 		if len(h.refusals) != 1 || !errors.Is(h.refusals[0].Err, c.want) {
 			t.Errorf("%s: refused with %v, want %v", name, h.refusals, c.want)

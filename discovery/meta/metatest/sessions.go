@@ -34,9 +34,9 @@ func testSessionKeys(t *testing.T, h Harness) {
 	if a.ID() == b.ID() || a.ID() == "" {
 		t.Fatalf("session ids %q and %q", a.ID(), b.ID())
 	}
-	from := mustTxn(t, s, under(a, h.key("1"), h.key("2"), h.key("3"), h.key("4")))
+	mustTxn(t, s, under(a, h.key("1"), h.key("2"), h.key("3"), h.key("4")))
 	put(t, s, h.key("3"), "untied")
-	from = mustTxn(t, s, under(b, h.key("4")))
+	from := mustTxn(t, s, under(b, h.key("4")))
 	w := other.Watch(within(t), h.Prefix, from)
 	if err := a.Close(within(t)); err != nil {
 		t.Fatal(err)
