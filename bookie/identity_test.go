@@ -81,9 +81,9 @@ func TestDirectoryIsLocked(t *testing.T) {
 	}
 }
 
-// TestIdentityIsForLife shows that the incarnation stays through restarts, that
-// starts are counted, and that a wiped directory gets another incarnation (B4).
-func TestIdentityIsForLife(t *testing.T) {
+// TestRuleB4_WipedStorageIsAnotherIncarnation shows that the incarnation stays through restarts, that
+// starts are counted, and that a wiped directory gets another incarnation.
+func TestRuleB4_WipedStorageIsAnotherIncarnation(t *testing.T) {
 	files := vfs.NewMem()
 	o := testOptions(files)
 	var first Identity

@@ -9,6 +9,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/magnetar-io/magnetar/bookie/ledger"
 	"github.com/magnetar-io/magnetar/internal/vfs"
 )
@@ -249,6 +251,62 @@ func TestRuleM28_TombstonesFreeWithoutACopy(t *testing.T) {
 			t.Errorf("the log takes %d bytes, more than its budget", used)
 		}
 	})
+}
+
+// TestRuleM30_BackPressureWhenTheLogFills shows that windows shrink while the log is
+// over its budget, that data, not control, is refused at half as much again, and that
+// both are as before once survivors have been moved.
+func TestRuleM30_BackPressureWhenTheLogFills(t *testing.T) {
+	n := openNode(t, testOptions(vfs.NewMem()))
+	n.upkeep.stop()
+	wide := n.window()
+	shrunk := false
+	var err error
+	for e := ledger.EntryID(0); e < 1000 && err == nil; e++ {
+		a := entryOf(1, e, 60<<10)
+		a.Create = true
+		err = add(t, n, a)
+		n.measure()
+		shrunk = shrunk || err == nil && n.window() < wide
+	}
+	if !errors.Is(err, ledger.ErrTooBusy) || !shrunk {
+		t.Fatalf("filling the log ended with %v, windows shrunk before: %v", err, shrunk)
+	}
+	if used := n.hotBytes(); used < n.opts.HotBytes || used > 2*n.opts.HotBytes {
+		t.Errorf("data was refused with %d bytes in a log of %d", used, n.opts.HotBytes)
+	}
+	control := entryOf(2, 0, 1000)
+	control.Create, control.Envelope.Class = true, ledger.Control
+	if err := add(t, n, control); err != nil {
+		t.Errorf("control: %v", err)
+	}
+	for n.maintain(testContext(t)) {
+	}
+	a := entryOf(3, 0, 1000)
+	a.Create = true
+	if err := add(t, n, a); err != nil || n.window() != wide {
+		t.Errorf("after the move: %v, window %d, was %d", err, n.window(), wide)
+	}
+}
+
+// TestMetricsOfTwoNodes shows that nodes of one process share a registry.
+func TestMetricsOfTwoNodes(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	for _, id := range []string{"bookie-1", "bookie-2"} {
+		o := testOptions(vfs.NewMem())
+		o.ID, o.Metrics = id, registry
+		fill(t, openNode(t, o), 1, 0, 0, 10)
+	}
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == "magnetar_bookie_ledgers" && len(f.GetMetric()) == 2 {
+			return
+		}
+	}
+	t.Error("magnetar_bookie_ledgers is not there once for each")
 }
 
 // TestColdSegmentsAreCompacted shows that deletions give cold segments back: those

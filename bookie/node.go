@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/magnetar-io/magnetar/bookie/internal/coldstore"
 	"github.com/magnetar-io/magnetar/bookie/internal/hotlog"
@@ -64,6 +65,9 @@ func Open(opts Options) (*Node, error) {
 		return nil, err
 	}
 	opts = opts.withDefaults()
+	if opts.Metrics != nil {
+		opts.Metrics = prometheus.WrapRegistererWith(prometheus.Labels{"bookie": opts.ID}, opts.Metrics)
+	}
 	n := &Node{opts: opts, log: opts.Log.Named("bookie").With("bookie", opts.ID)}
 	if err := vfs.MkdirAllSync(opts.FS, opts.Dir); err != nil {
 		return nil, fmt.Errorf("make data directory %s: %w", opts.Dir, err)

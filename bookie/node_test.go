@@ -547,3 +547,20 @@ func TestClosedNodeRefuses(t *testing.T) {
 		t.Errorf("delete: %v", err)
 	}
 }
+
+// FuzzDecodeTerm shows that only what encodeTerm writes is taken for a fence.
+func FuzzDecodeTerm(f *testing.F) {
+	f.Add(encodeTerm(1))
+	f.Add(encodeTerm(1<<63 - 1))
+	f.Add([]byte{})
+	f.Add(make([]byte, 8))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		term, err := decodeTerm(data)
+		switch {
+		case err != nil && !errors.Is(err, ledger.ErrCorrupt):
+			t.Fatalf("error %v is not ErrCorrupt", err)
+		case err == nil && (term < 1 || !bytes.Equal(encodeTerm(term), data)):
+			t.Fatalf("% x was taken for term %d", data, term)
+		}
+	})
+}

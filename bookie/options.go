@@ -41,7 +41,7 @@ type Options struct {
 	NoSync bool
 
 	Log     hclog.Logger
-	Metrics prometheus.Registerer // not registered
+	Metrics prometheus.Registerer // labelled with the bookie's id; not registered
 	// Fatal is called when the node may not go on: a write or sync failed, and what
 	// the disk holds is unknown. Log and exit.
 	Fatal func(error)

@@ -503,34 +503,39 @@ func TestStockClient(t *testing.T) {
 	}
 }
 
+type writes = grpc.BidiStreamingClient[bookiev1.WriteRequest, bookiev1.WriteResponse]
+
+// openWrites opens a stream of adds by hand and returns the window it was given.
+func openWrites(t *testing.T, client bookiev1.BookieClient) (stream writes, window uint64) {
+	t.Helper()
+	stream, err := client.Write(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	hello, err := stream.Recv()
+	if err != nil || hello.GetWindowBytes() == 0 {
+		t.Fatalf("hello %v, %v", hello, err)
+	}
+	return stream, hello.GetWindowBytes()
+}
+
+func write(t *testing.T, stream writes, n *bookie.Node, payload []byte, flags ...uint32) {
+	t.Helper()
+	if err := stream.Send(bookiev1.WriteRequest_builder{Incarnation: new(n.Member().Incarnation), Flags: flags, Payload: payload}.Build()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestWriteStreamProtocol shows how a bookie meets clients that break the rules:
-// a damaged body costs that entry, what destroys the framing costs the stream, and
-// bytes over the window are refused without being stored (M31).
+// a damaged body costs that entry, what destroys the framing costs the stream.
 func TestWriteStreamProtocol(t *testing.T) {
-	n, d := openNode(t)
+	n, _ := openNode(t)
 	client := stock(t, serve(t, n.Register))
-	ctx := testContext(t)
-	open := func() (stream grpc.BidiStreamingClient[bookiev1.WriteRequest, bookiev1.WriteResponse], window uint64) {
-		stream, err := client.Write(ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
-		hello, err := stream.Recv()
-		if err != nil || hello.GetWindowBytes() == 0 {
-			t.Fatalf("hello %v, %v", hello, err)
-		}
-		return stream, hello.GetWindowBytes()
-	}
-	write := func(stream grpc.BidiStreamingClient[bookiev1.WriteRequest, bookiev1.WriteResponse], payload []byte, flags ...uint32) {
-		if err := stream.Send(bookiev1.WriteRequest_builder{Incarnation: new(n.Member().Incarnation), Flags: flags, Payload: payload}.Build()); err != nil {
-			t.Fatal(err)
-		}
-	}
 	t.Run("damaged body", func(t *testing.T) {
-		stream, _ := open()
+		stream, _ := openWrites(t, client)
 		bad := entryOf(7, 1, 100)
 		bad.Body[0] ^= 1
-		write(stream, encode(entryOf(7, 0, 100), bad, entryOf(7, 2, 100)), 1, 1, 1)
+		write(t, stream, n, encode(entryOf(7, 0, 100), bad, entryOf(7, 2, 100)), 1, 1, 1)
 		got := map[int64]bookiev1.Status{}
 		for len(got) < 3 {
 			response, err := stream.Recv()
@@ -558,8 +563,8 @@ func TestWriteStreamProtocol(t *testing.T) {
 		{"recovery without a term", encode(entryOf(7, 3, 100)), []uint32{2}, codes.InvalidArgument},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			stream, _ := open()
-			write(stream, test.payload, test.flags...)
+			stream, _ := openWrites(t, client)
+			write(t, stream, n, test.payload, test.flags...)
 			var err error
 			for err == nil {
 				_, err = stream.Recv()
@@ -569,33 +574,39 @@ func TestWriteStreamProtocol(t *testing.T) {
 			}
 		})
 	}
-	t.Run("over the window", func(t *testing.T) {
-		stream, window := open()
-		d.stop()
-		half := entryOf(9, 0, int(window/2))
-		for e := range ledger.EntryID(4) {
-			half.Envelope.Entry, half.Envelope.LAC = e, e-1
-			write(stream, encode(half), 1)
-		}
-		refused := 0
-		for refused < 3 {
-			response, err := stream.Recv()
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, r := range response.GetResults() {
-				if r.GetStatus() != bookiev1.Status_STATUS_TOO_BUSY || r.GetFirstEntry() == 0 {
-					t.Errorf("answered %v while the disk stands still", r)
-				}
-				refused++
-			}
-		}
-		d.resume()
+}
+
+// TestRuleM31_OverTheWindowIsRefused shows that bytes a client had no leave to send
+// are answered TOO_BUSY without being stored, while those within its window stand.
+func TestRuleM31_OverTheWindowIsRefused(t *testing.T) {
+	n, d := openNode(t)
+	stream, window := openWrites(t, stock(t, serve(t, n.Register)))
+	d.stop()
+	half := entryOf(9, 0, int(window/2))
+	for e := range ledger.EntryID(4) {
+		half.Envelope.Entry, half.Envelope.LAC = e, e-1
+		write(t, stream, n, encode(half), 1)
+	}
+	for refused := 0; refused < 3; {
 		response, err := stream.Recv()
-		if err != nil || len(response.GetResults()) != 1 || response.GetResults()[0].GetStatus() != bookiev1.Status_STATUS_OK {
-			t.Errorf("the one within the window: %v, %v", response, err)
+		if err != nil {
+			t.Fatal(err)
 		}
-	})
+		for _, r := range response.GetResults() {
+			if r.GetStatus() != bookiev1.Status_STATUS_TOO_BUSY || r.GetFirstEntry() == 0 {
+				t.Errorf("answered %v while the disk stands still", r)
+			}
+			refused++
+		}
+	}
+	d.resume()
+	response, err := stream.Recv()
+	if err != nil || len(response.GetResults()) != 1 || response.GetResults()[0].GetStatus() != bookiev1.Status_STATUS_OK {
+		t.Errorf("the one within the window: %v, %v", response, err)
+	}
+	if info, err := n.Info(testContext(t), 9); err != nil || len(info.Ranges) != 1 || info.Ranges[0].Last != 0 {
+		t.Errorf("stored: %+v, %v; want entry 0 alone", info, err)
+	}
 }
 
 // rotten is a bookie whose replies to reads are damaged on the way.
