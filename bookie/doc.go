@@ -14,7 +14,7 @@
 //     adds and control ledgers go on into a reserve, so that trimming can make room
 //     again without a person (M28).
 //
-// Node is the storage and its rules; Service serves it over gRPC; Registration
+// Node is the storage and its rules, and serves itself over gRPC; Registration
 // makes it known in the metadata store; Collector deletes what was deleted there.
 // Under it, hotlog is the log every record goes to, coldstore and index hold what
 // outlives the log's segments, and ledgertable decides what may be done.
