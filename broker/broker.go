@@ -67,6 +67,9 @@ type Options struct {
 	OpenTimeout  time.Duration
 	CloseTimeout time.Duration
 
+	// Probe asks another broker's address whether it lives; nil: over gRPC.
+	Probe func(ctx context.Context, other discovery.BrokerInfo) discovery.Observation
+
 	Log     hclog.Logger
 	Metrics prometheus.Registerer // nil: none
 	Now     func() time.Time
@@ -200,6 +203,9 @@ func (b *Broker) Start(ctx context.Context) error {
 	b.loops.Go(func() { b.deletions(b.ctx) })
 	return nil
 }
+
+// Session is the one the broker is registered under; "": none yet.
+func (b *Broker) Session() string { return b.ownership.session() }
 
 // Close hands the bundles back and ends the broker: what is in flight is
 // answered, ledgers are closed, and the owner records name those that come next.

@@ -270,10 +270,14 @@ func (sc *streamConsumer) connect(ctx context.Context, req *brokerv1.Subscribe) 
 	}
 	sc.partition = int32(name.Partition)
 	sink := &consumerSink{sc: sc, topic: name.String()}
+	window := uint64(consumerWindowBytes)
+	if asked := req.GetWindowBytes(); asked > 0 {
+		window = min(window, asked)
+	}
 	c, created, err := t.Subscribe(ctx, topic.SubscribeRequest{
 		Subscription: req.GetSubscription(),
 		Consumer: subscription.ConsumerOptions{
-			Name: req.GetConsumerName(), Type: subscription.Type(req.GetType()), Instance: req.GetInstance(), WindowBytes: consumerWindowBytes,
+			Name: req.GetConsumerName(), Type: subscription.Type(req.GetType()), Instance: req.GetInstance(), WindowBytes: int64(window),
 		},
 		Start: start, NonDurable: req.GetNonDurable(), MustExist: req.GetMustExist(), Properties: req.GetProperties(),
 	}, sink)
@@ -293,7 +297,7 @@ func (sc *streamConsumer) connect(ctx context.Context, req *brokerv1.Subscribe) 
 	// Nothing was delivered yet: that takes permits, which follow this.
 	last := t.Last()
 	s.out.put(consumeEvent{response: brokerv1.ConsumeResponse_builder{Subscribed: brokerv1.Subscribed_builder{
-		ConsumerId: &sc.id, Created: &created, WindowBytes: new(uint64(consumerWindowBytes)),
+		ConsumerId: &sc.id, Created: &created, WindowBytes: &window,
 		LastMessageId: messageIDOf(last, sc.partition),
 	}.Build()}.Build()})
 	return nil

@@ -30,14 +30,17 @@ type ownership struct {
 	wake chan struct{} // buffered by one
 	loop sync.WaitGroup
 
-	mu      sync.Mutex
-	moving  map[bundle.Bundle]bool // being taken or given up
+	mu     sync.Mutex
+	moving map[bundle.Bundle]bool // being taken or given up
+	// given is the revision at which this broker last wrote another one into an
+	// owner record: what the view still shows from before says nothing.
+	given   map[bundle.Bundle]meta.Revision
 	leaving bool
 	work    sync.WaitGroup // what moving stands for
 }
 
 func newOwnership(b *Broker) *ownership {
-	return &ownership{b: b, wake: make(chan struct{}, 1), moving: map[bundle.Bundle]bool{}}
+	return &ownership{b: b, wake: make(chan struct{}, 1), moving: map[bundle.Bundle]bool{}, given: map[bundle.Bundle]meta.Revision{}}
 }
 
 // start registers the broker and begins to decide.
@@ -50,9 +53,25 @@ func (w *ownership) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	w.mu.Lock()
 	w.registration = r
+	w.mu.Unlock()
 	w.loop.Go(w.run)
+	prober := discovery.NewProber(discovery.ProberOptions{
+		Store: o.Store, Layout: o.Layout, View: o.View, Registration: r, ID: o.ID, Probe: o.Probe, Log: o.Log,
+	})
+	w.loop.Go(func() { prober.Run(w.b.ctx) })
 	return nil
+}
+
+// session is the one the broker is registered under; "": none yet.
+func (w *ownership) session() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.registration == nil {
+		return ""
+	}
+	return w.registration.Session()
 }
 
 // nudge has the loop look again.
@@ -90,7 +109,7 @@ func (w *ownership) act(s *discovery.Snapshot, session string) {
 		switch mine := info.Owner.Broker == w.b.opts.ID && info.Owner.Session == session; {
 		case o != nil && !mine && info.Owner.Broker != w.b.opts.ID && info.Revision > o.conds()[0].Revision:
 			w.b.drop(o, fmt.Errorf("%w: %s", errMoved, info.Owner.Broker))
-		case o == nil && mine: // handed to this broker, or opening it failed before
+		case o == nil && mine && info.Revision > w.given[info.Bundle]: // handed to this broker, or opening it failed before
 			w.moveLocked(info.Bundle, func(ctx context.Context) { w.open(ctx, info.Bundle, info.Revision) })
 		}
 	}
@@ -210,10 +229,14 @@ func (w *ownership) handOver(ctx context.Context, bd bundle.Bundle, to discovery
 	if err != nil {
 		return err
 	}
-	if _, err := w.write(closing, bd, record.Revision, catalog.Owner{Broker: to.ID, Session: to.Session, Epoch: was.Epoch + 1}); err != nil {
+	rev, err := w.write(closing, bd, record.Revision, catalog.Owner{Broker: to.ID, Session: to.Session, Epoch: was.Epoch + 1})
+	if err != nil {
 		return fmt.Errorf("hand bundle %s to %q: %w", bd, to.ID, err)
 	}
-	w.b.log.Info("bundle handed over", "bundle", bd.String(), "to", to.ID, "reason", reason)
+	w.mu.Lock()
+	w.given[bd] = rev
+	w.mu.Unlock()
+	w.b.log.Debug("bundle handed over", "bundle", bd.String(), "to", to.ID, "reason", reason)
 	return nil
 }
 

@@ -42,11 +42,12 @@ type Broker struct {
 // NewBroker joins the cluster and makes a broker, which owns nothing before
 // Start. ctx bounds the joining only.
 func NewBroker(ctx context.Context, o BrokerOptions) (*Broker, error) {
-	d, err := NewDiscovery(ctx, DiscoveryOptions{Common: o.Common})
+	b := &Broker{}
+	d, err := NewDiscovery(ctx, DiscoveryOptions{Common: o.Common, Broker: o.ID, Session: func() string { return b.Broker.Session() }})
 	if err != nil {
 		return nil, err
 	}
-	b := &Broker{discovery: d}
+	b.discovery = d
 	running, cancel := context.WithCancel(context.Background())
 	b.cancel = cancel
 	b.directory = remote.NewDirectory(remote.DirectoryOptions{

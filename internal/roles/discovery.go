@@ -15,6 +15,9 @@ import (
 // DiscoveryOptions of a Discovery.
 type DiscoveryOptions struct {
 	Common
+	// Broker and Session are those of the broker that embeds it; "" and nil: none.
+	Broker  string
+	Session func() string
 }
 
 // Discovery tells clients who owns what. It owns nothing itself.
@@ -39,7 +42,7 @@ func NewDiscovery(ctx context.Context, o DiscoveryOptions) (*Discovery, error) {
 	}
 	d := &Discovery{options: o, catalog: cat, ids: ids}
 	d.view = discovery.NewView(discovery.ViewOptions{Store: o.Store, Layout: o.layout(), Lease: o.Lease, Log: o.Log})
-	d.service = discovery.NewService(discovery.ServiceOptions{View: d.view, Catalog: cat, Cluster: o.Cluster})
+	d.service = discovery.NewService(discovery.ServiceOptions{View: d.view, Catalog: cat, Cluster: o.Cluster, Broker: o.Broker, Session: o.Session})
 	d.admin = discovery.NewAdminService(discovery.AdminOptions{Catalog: cat, Store: o.Store, Layout: o.layout(), View: d.view})
 	running, cancel := context.WithCancel(context.Background())
 	d.cancel = cancel

@@ -142,7 +142,7 @@ func (s *Subscription) ack(c *consumer, ack Ack, done func(error)) (now bool, er
 	switch {
 	case s.closed != nil:
 		return true, s.closed
-	case ack.Epoch != 0 && ack.Epoch < s.saved.Cursor.Epoch():
+	case ack.Epoch != 0 && ack.Epoch < s.epochLocked():
 		return true, nil
 	case s.outbox.waiting >= s.opts.UnansweredAcks:
 		return true, fmt.Errorf("%d acknowledgements are not durable yet: %w", s.outbox.waiting, ErrTooBusy)

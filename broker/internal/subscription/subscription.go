@@ -233,7 +233,7 @@ func (s *Subscription) handOut(did step, items []item, err error) step {
 	}
 	s.trouble, s.backoff = nil, 0
 	for _, p := range s.m.assign(did, items) {
-		p.to.sink.Deliver(s.saved.Cursor.Epoch(), p.entries)
+		p.to.sink.Deliver(s.epochLocked(), p.entries)
 		s.opts.Metrics.entries.Add(float64(len(p.entries)))
 	}
 	next := s.m.plan(s.opts.Ledger.LastConfirmed())
@@ -244,6 +244,10 @@ func (s *Subscription) handOut(did step, items []item, err error) step {
 	s.pumping = next.wait == ""
 	return next
 }
+
+// epochLocked is the epoch that deliveries and acknowledgements name: from 1, so
+// that 0 can stand for one that was not told.
+func (s *Subscription) epochLocked() uint64 { return s.saved.Cursor.Epoch() + 1 }
 
 // troubleLocked waits a while before the next read.
 func (s *Subscription) troubleLocked(err error) step {

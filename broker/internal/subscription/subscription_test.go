@@ -737,6 +737,29 @@ func TestCumulative(t *testing.T) {
 	})
 }
 
+// Shows that an acknowledgement of what was delivered before a subscription's
+// first seek says nothing after it.
+func TestAckFromBeforeTheFirstSeek(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newFakeLedger()
+		s, _ := newTest(t, l, &fakeJournal{}, nil)
+		ps := fill(l, 3)
+		c, sink := join(t, s, "c", Exclusive)
+		flow(t, c, 100)
+		synctest.Wait()
+		if len(sink.epochs) != 3 || sink.epochs[0] == 0 {
+			t.Fatalf("deliveries of epochs %v, want three, none of 0", sink.epochs)
+		}
+		before := sink.epochs[0]
+		s.Seek(Target{Mark: ps[0].Prev(), First: ps[0]}, func(error) {})
+		c.Ack(Ack{Epoch: before, Positions: []Acked{{Position: ps[1]}}}, nil)
+		synctest.Wait()
+		if n := s.Stats().Backlog; n != 3 {
+			t.Errorf("backlog %d after a stale acknowledgement, want 3", n)
+		}
+	})
+}
+
 // Shows a seek: consumers stay, get what lies after it with a new epoch, and an
 // acknowledgement of what was delivered before it moves nothing; the answer
 // comes when the journal has it, and a restart finds it.
@@ -749,7 +772,7 @@ func TestSeek(t *testing.T) {
 		c, sink := join(t, s, "c", Shared)
 		flow(t, c, 100)
 		wantGot(t, sink, ps...)
-		before := s.Stats().Epoch
+		before := sink.epochs[0]
 		ack(c, ps...)
 		target, err := Find(t.Context(), l, Place{Anchor: At, Position: ps[2], Index: -1})
 		if err != nil {

@@ -100,7 +100,8 @@ type Delivery struct {
 // the subscription locked: they take what they are given and return, and never
 // call back into the subscription.
 type Sink interface {
-	// Deliver takes entries over. All of epoch: see cursor.Cursor.Epoch.
+	// Deliver takes entries over, all of one epoch: it counts from 1 and rises with
+	// each seek.
 	Deliver(epoch uint64, entries []Delivery)
 	// Active tells a consumer of a failover subscription whether it is the one
 	// served; said once after it joined, and at each change.
