@@ -171,8 +171,8 @@ func TestFieldsInAnyOrder(t *testing.T) {
 	}
 }
 
-// Shows that a payload is carved into pieces across buffers, that Free may come
-// at any time and twice, and that receiving again frees what was left.
+// Shows that a payload is carved into pieces across buffers, that the rest can be
+// had where it stands, that Free may come at any time and twice, and that receiving again frees what was left.
 func TestCarving(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 3))
 	payload := random(rng, 100_000)
@@ -198,6 +198,9 @@ func TestCarving(t *testing.T) {
 		}
 		if !bytes.Equal(got, payload[:len(got)]) || f.Unread() != len(payload)-len(got) || f.Size() != len(payload) {
 			t.Fatalf("after %d bytes: %d unread, or other bytes", len(got), f.Unread())
+		}
+		if rest := bytes.Join(f.Pieces(), nil); !bytes.Equal(rest, payload[len(got):]) {
+			t.Fatalf("after %d bytes: pieces of %d bytes hold something else than the rest", len(got), len(rest))
 		}
 	}
 	f.Free()

@@ -77,6 +77,20 @@ func (f *Frame) Bytes() []byte {
 	return b
 }
 
+// Pieces returns the unread bytes where they stand, to be passed on as another
+// Frame's Payload. They are good until Free, which the caller puts off until that
+// one was received at its other end; they count as unread still.
+func (f *Frame) Pieces() [][]byte {
+	pieces := make([][]byte, len(f.recv))
+	left, at := f.unread, f.at
+	for i, b := range f.recv {
+		data := b.ReadOnlyData()[at:]
+		pieces[i] = data[:min(len(data), left)]
+		left, at = left-len(pieces[i]), 0
+	}
+	return pieces
+}
+
 // Free gives the received buffers back; what was unread is gone. A second call
 // does nothing.
 func (f *Frame) Free() {
