@@ -76,3 +76,8 @@ cluster-down: ## stop a cluster, whoever started it
 .PHONY: rules-check
 rules-check: ## break each rule of docs/ledger-protocol.md in a scratch copy, expect its test to fail (minutes)
 	$(GO) run ./e2e/cmd/rulescheck
+
+.PHONY: bench-bare
+bench-bare: ## what this machine allows: the hops of a publish without any logic (20 seconds)
+	$(GO) build -o $(TOOLS)/bare ./e2e/cmd/bare
+	@$(TOOLS)/bare $(BARE_FLAGS)

@@ -43,6 +43,9 @@ type Bookie struct {
 	bookiev1.UnimplementedBookieServer
 	log *hotlog.Log
 
+	mu     sync.RWMutex // held for reading by those who append
+	closed bool
+
 	fresh    bool
 	segment  uint32        // the last one heard of; the log's goroutine's
 	rolled   chan struct{} // buffered by one: a segment is full
@@ -65,11 +68,17 @@ func Open(o Options) (*Bookie, error) {
 func (b *Bookie) Register(s grpc.ServiceRegistrar) { bookiev1.RegisterBookieServer(s, b) }
 
 // Add appends one entry. It never blocks; done is called once, after the entry is
-// on disk or refused. body is not looked at after Add returned. One caller at a
-// time, none once Close has begun.
+// on disk or refused. body is not looked at after Add returned. Safe for
+// concurrent use.
 func (b *Bookie) Add(e *ledger.Envelope, body []byte, done func(error)) {
 	if crc32.Checksum(body, ledger.Castagnoli) != e.BodyCRC {
 		done(fmt.Errorf("entry %d: %w", e.Entry, ledger.ErrCorrupt))
+		return
+	}
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	if b.closed {
+		done(fmt.Errorf("entry %d: %w", e.Entry, ledger.ErrStopping))
 		return
 	}
 	r := hotlog.Record{Kind: hotlog.KindEntry, Ledger: e.Ledger, Entry: e.Entry, Envelope: *e, Body: body}
@@ -106,8 +115,11 @@ func (b *Bookie) recycle() {
 	}
 }
 
-// Close answers what was added and ends the log. No Add may be running.
+// Close answers what was added and ends the log.
 func (b *Bookie) Close() error {
+	b.mu.Lock()
+	b.closed = true
+	b.mu.Unlock()
 	err := b.log.Close()
 	close(b.rolled) // the log, which sends on it, has ended
 	b.recycler.Wait()
