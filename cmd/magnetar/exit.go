@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/magnetar-io/magnetar/client"
 )
 
 // Exit codes, the same for every command.
@@ -56,6 +59,11 @@ func exitCode(err error) int {
 	case errors.Is(err, context.DeadlineExceeded):
 		return exitTimeout
 	}
+	for _, row := range clientCodes {
+		if errors.Is(err, row.err) {
+			return row.code
+		}
+	}
 	switch code := grpcCode(err); code {
 	case codes.NotFound:
 		return exitNotFound
@@ -66,6 +74,21 @@ func exitCode(err error) int {
 		return exitTimeout
 	}
 	return exitError
+}
+
+// clientCodes are the exit codes of the client's errors.
+var clientCodes = []struct {
+	err  error
+	code int
+}{
+	{client.ErrUnknownOutcome, exitError},
+	{client.ErrNotFound, exitNotFound},
+	{client.ErrInvalid, exitRefused},
+	{client.ErrTooLarge, exitRefused},
+	{client.ErrBusy, exitRefused},
+	{client.ErrFenced, exitRefused},
+	{client.ErrQuota, exitRefused},
+	{client.ErrUnsupported, exitRefused},
 }
 
 // grpcCode is the status code anywhere in err's chain; Unknown if there is none.
@@ -79,11 +102,19 @@ func grpcCode(err error) codes.Code {
 
 // explain says an error to a person: what, where, and what next.
 func explain(err error, servers string) string {
-	if grpcCode(err) == codes.Unavailable {
-		return fmt.Sprintf("%v\nNo answer from %s. Is a node running there? 'magnetar standalone' starts one; --server or MAGNETAR_SERVER names another.", err, servers)
+	text := plain(err)
+	if grpcCode(err) == codes.Unavailable || errors.Is(err, errNoAnswer) {
+		return fmt.Sprintf("%v\nNo answer from %s. Is a node running there? 'magnetar standalone' starts one; --server or MAGNETAR_SERVER names another.", text, servers)
 	}
 	if errors.Is(err, context.DeadlineExceeded) || grpcCode(err) == codes.DeadlineExceeded {
-		return fmt.Sprintf("%v\nNothing is known of the outcome. --timeout allows more time; 'magnetar cluster health' says what is wrong.", err)
+		return fmt.Sprintf("%v\nNothing is known of the outcome. --timeout allows more time; 'magnetar cluster health' says what is wrong.", text)
 	}
-	return err.Error()
+	return text
 }
+
+// plain is the text of an error without what gRPC sets in front of it.
+func plain(err error) string {
+	return grpcPrefix.ReplaceAllString(err.Error(), "")
+}
+
+var grpcPrefix = regexp.MustCompile(`rpc error: code = [A-Za-z]+ desc = `)

@@ -81,7 +81,7 @@ It exits with 0 once every message is acknowledged, and says on stderr what it d
 		}
 		run := produceRun{p: p, key: *key, separator: []byte(*separator), start: time.Now()}
 		if *perSecond > 0 {
-			run.limit = rate.NewLimiter(rate.Limit(*perSecond), 1)
+			run.limit = rate.NewLimiter(rate.Limit(*perSecond), max(1, int(*perSecond/100)))
 		}
 		err = run.lines(ctx, in)
 		if flushErr := p.Close(ctx); err == nil {
