@@ -98,7 +98,7 @@ func StartBookie(ctx context.Context, o BookieOptions) (*Bookie, error) {
 	}
 	node, err := bookie.Open(bookie.Options{
 		FS: o.FS, Dir: o.Dir, ID: o.ID, Cluster: cluster.ID, MemoryBytes: o.MemoryBytes, DiskBytes: o.DiskBytes,
-		HotBytes: o.HotBytes, NoSync: o.NoSync, Log: o.Log.Named("bookie"), Metrics: o.Metrics, Fatal: o.Fatal, Now: o.Now, Rand: o.Rand,
+		HotBytes: o.HotBytes, NoSync: o.NoSync, Log: o.Log, Metrics: o.Metrics, Fatal: o.Fatal, Now: o.Now, Rand: o.Rand,
 	})
 	if err != nil {
 		return nil, err

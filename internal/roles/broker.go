@@ -66,7 +66,7 @@ func NewBroker(ctx context.Context, o BrokerOptions) (*Broker, error) {
 	}
 	b.ledgers, err = ensemble.New(ensemble.Options{
 		Store: o.Store, Layout: o.layout(), Directory: b.directory, IDs: d.ids, BudgetBytes: o.MemoryBytes / 4,
-		Log: o.Log.Named("ensemble"), Metrics: ensemble.NewMetrics(o.Metrics), Now: o.Now, Rand: o.Rand,
+		Log: o.Log, Metrics: ensemble.NewMetrics(o.Metrics), Now: o.Now, Rand: o.Rand,
 	})
 	if err != nil {
 		return fail(err)
