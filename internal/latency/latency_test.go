@@ -1,8 +1,10 @@
 package latency
 
 import (
+	"context"
 	"encoding/json"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -41,4 +43,28 @@ func TestSummaryThroughJSON(t *testing.T) {
 	if err := json.Unmarshal(text, &got); err != nil || got != want {
 		t.Errorf("got %+v, %v from %s, want %+v", got, err, text, want)
 	}
+}
+
+// TestPacer shows that events are due at a fixed rate whatever the caller's
+// delays, that one who is late catches up at once, and that a context ends the
+// wait.
+func TestPacer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		p := NewPacer(10, 0.5)
+		for i := range 20 {
+			due, err := p.Next(t.Context())
+			if want := time.Duration(50+100*i) * time.Millisecond; err != nil || due.Sub(began) != want {
+				t.Fatalf("event %d is due after %v, %v, want %v", i, due.Sub(began), err, want)
+			}
+			if i == 5 {
+				time.Sleep(time.Second) // the next ten are overdue
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		if _, err := p.Next(ctx); err == nil {
+			t.Error("Next outlived its context")
+		}
+	})
 }

@@ -46,8 +46,8 @@ type producer struct {
 }
 
 // publish connects to a broker and publishes until ctx ends or something breaks.
-// An answer takes as long as from the moment a batch was due, or began to be
-// filled where no rate is set.
+// The time of an answer counts from when its batch was due; from when there was
+// room for it in the window, where no rate is set.
 func (p *producer) publish(ctx context.Context, address string) error {
 	conn, err := grpc.NewClient(address, rpc.DialOptions(rpc.ClientFacing, grpc.WithTransportCredentials(insecure.NewCredentials()))...)
 	if err != nil {
@@ -80,15 +80,17 @@ func (p *producer) publish(ctx context.Context, address string) error {
 // send fills and sends batches until ctx ends, then waits for the last answers.
 func (p *producer) send(ctx context.Context, stream grpc.BidiStreamingClient[brokerv1.ProduceRequest, brokerv1.ProduceResponse], perBatch int, received <-chan error) error {
 	message := make([]byte, p.size)
-	var pause time.Duration // from batch to batch
+	var pacer *latency.Pacer
 	if p.rate > 0 {
-		pause = time.Duration(float64(perBatch*p.size) / p.rate * float64(time.Second))
+		pacer = latency.NewPacer(p.rate/float64(perBatch*p.size), 0)
 	}
-	due := time.Now()
 	for ctx.Err() == nil {
-		if pause > 0 {
-			due = due.Add(pause)
-			time.Sleep(time.Until(due))
+		var due time.Time
+		if pacer != nil {
+			var err error
+			if due, err = pacer.Next(ctx); err != nil {
+				break
+			}
 		}
 		var b *batch
 		select {
@@ -96,10 +98,10 @@ func (p *producer) send(ctx context.Context, stream grpc.BidiStreamingClient[bro
 		case err := <-received:
 			return err
 		}
-		if b.began = due; pause == 0 {
-			b.began = time.Now()
+		if pacer == nil {
+			due = time.Now()
 		}
-		b.bytes, b.answered = b.bytes[:0], b.answered[:0]
+		b.began, b.bytes, b.answered = due, b.bytes[:0], b.answered[:0]
 		for range perBatch {
 			b.bytes = binary.BigEndian.AppendUint32(b.bytes, uint32(len(message)))
 			b.bytes = append(b.bytes, message...)
