@@ -148,10 +148,12 @@ func TestWriteRefuses(t *testing.T) {
 	rotten.Body[3] ^= 1
 	boom := errors.New("source failed")
 	for name, source := range map[string]Entries{
-		"order":   sequence(entries(2, 0, 0, 10), entries(1, 0, 0, 10)),
-		"double":  sequence(entries(2, 0, 0, 10), entries(2, 0, 0, 10)),
-		"rotten":  sequence(entries(1, 0, 0, 10), []ledger.Entry{rotten}),
-		"failing": func(yield func(ledger.Entry, error) bool) { _ = yield(entry(1, 0, 10), nil) && yield(ledger.Entry{}, boom) },
+		"order":  sequence(entries(2, 0, 0, 10), entries(1, 0, 0, 10)),
+		"double": sequence(entries(2, 0, 0, 10), entries(2, 0, 0, 10)),
+		"rotten": sequence(entries(1, 0, 0, 10), []ledger.Entry{rotten}),
+		"failing": func(yield func(ledger.Entry, error) bool) {
+			_ = yield(entry(1, 0, 10), nil) && yield(ledger.Entry{}, boom)
+		},
 	} {
 		if _, err := n.Write(context.Background(), 0, source); err == nil {
 			t.Errorf("%s: written", name)
