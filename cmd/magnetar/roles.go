@@ -23,6 +23,7 @@ import (
 	"github.com/magnetar-io/magnetar/internal/roles"
 	"github.com/magnetar-io/magnetar/internal/rpc"
 	"github.com/magnetar-io/magnetar/internal/rpcerr"
+	"github.com/magnetar-io/magnetar/internal/standalone"
 )
 
 // member is a process of a cluster: its servers and its connection to the
@@ -203,6 +204,9 @@ func (a *app) brokerCommand() *cobra.Command {
 }
 
 func (a *app) runBroker(c *cobra.Command, s *settings) error {
+	if s.copies < 1 || s.copies > 3 {
+		return usagef(c, "--copies %d: want 1 to 3", s.copies)
+	}
 	m, err := a.startMember(c.Context(), "broker", s, rpc.ClientFacing, "broker")
 	if err != nil {
 		return err
@@ -211,6 +215,7 @@ func (a *app) runBroker(c *cobra.Command, s *settings) error {
 	b, err := roles.NewBroker(c.Context(), roles.BrokerOptions{
 		Common: m.common(), ID: s.id, Address: m.address, HTTPAddress: m.l.http.Addr().String(),
 		MemoryBytes: memoryBudget(s.memory), MaxMessageBytes: s.maxMsg, LedgerBytes: s.ledgerBytes,
+		Quorum: standalone.Quorum(s.copies),
 	})
 	if err != nil {
 		m.l.close()

@@ -27,6 +27,7 @@ type settings struct {
 	debugPort int
 	metadata  []string
 	bookies   int
+	copies    int
 	memory    int64
 	diskLimit int64
 	lease     time.Duration
@@ -109,6 +110,7 @@ func brokerSettings() *settings {
 	s := newSettings(6662, 8083)
 	s.declareMember()
 	s.set.String(&s.id, "id", "", "name of this broker in the cluster (default: HOSTNAME:GRPC-PORT)")
+	s.set.Int(&s.copies, "copies", 3, "copies of all that is published; 1 or 2 for clusters of as many bookies")
 	s.set.Bytes(&s.ledgerBytes, "ledger-bytes", 1<<30, "size at which a topic starts its next ledger")
 	s.set.Bytes(&s.maxMsg, "max-message-bytes", 5<<20, "largest message taken")
 	s.declareMemory()

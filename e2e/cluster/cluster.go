@@ -28,6 +28,8 @@ type Shape struct {
 	Brokers   int
 	PortBase  int      // first of the ports to use; 0 takes free ones
 	ExtraArgs []string // for every broker and bookie
+
+	BrokerArgs []string // for every broker besides
 }
 
 // Default is what `make cluster` runs.
@@ -94,7 +96,8 @@ func New(dir, binary string, shape Shape) (*Cluster, error) {
 	}
 	for i := 1; i <= shape.Brokers; i++ {
 		name := fmt.Sprintf("broker-%d", i)
-		add(name, "broker", append([]string{"--id", name, "--metadata", meta.grpc}, shape.ExtraArgs...)...)
+		args := append([]string{"--id", name, "--metadata", meta.grpc}, shape.ExtraArgs...)
+		add(name, "broker", append(args, shape.BrokerArgs...)...)
 	}
 	c.Server = add("discovery", "discovery", "--metadata", meta.grpc).grpc
 	for _, name := range c.Names {
