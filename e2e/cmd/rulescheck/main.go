@@ -18,6 +18,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -172,20 +173,29 @@ func check(dir string, r rule) error {
 
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
-	if out, err := goCommand(ctx, dir, "vet", r.pkg); err != nil {
-		return fmt.Errorf("the changed code does not compile:\n%s", out)
-	}
 	out, err := goCommand(ctx, dir, "test", "-count=1", "-timeout=60s", "-run", "^"+r.test+"$", r.pkg)
-	switch {
-	case err == nil && bytes.Contains(out, []byte("no tests to run")):
-		return fmt.Errorf("there is no such test in %s", r.pkg)
-	case err == nil:
-		return fmt.Errorf("the test still passes")
-	case ctx.Err() != nil:
+	if ctx.Err() != nil {
 		return ctx.Err()
+	}
+	return judge(out, err == nil, r)
+}
+
+// judge returns nil if the output of go test says that r's test itself failed.
+func judge(out []byte, passed bool, r rule) error {
+	switch {
+	case bytes.Contains(out, []byte("no tests to run")):
+		return fmt.Errorf("there is no such test in %s", r.pkg)
+	case passed:
+		return errors.New("the test still passes")
+	case bytes.Contains(out, []byte("[build failed]")), bytes.Contains(out, []byte("[setup failed]")):
+		return fmt.Errorf("the changed code does not compile:\n%s", out)
+	case passLine.Match(out): // what failed is something after it, such as the search for leaked goroutines
+		return fmt.Errorf("the test still passes, though not all is well after it:\n%s", out)
 	}
 	return nil
 }
+
+var passLine = regexp.MustCompile(`(?m)^PASS$`)
 
 func goCommand(ctx context.Context, dir string, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, "go", args...)

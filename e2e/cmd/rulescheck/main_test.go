@@ -24,3 +24,25 @@ func TestParse(t *testing.T) {
 		}
 	}
 }
+
+// TestJudge shows that only a failure of the test itself counts: not code that
+// does not compile, a test that is not there, or a leak after a test that passed.
+func TestJudge(t *testing.T) {
+	r := rule{test: "TestRuleR4_Fence", pkg: "./bookie"}
+	for _, test := range []struct {
+		out    string
+		passed bool
+		caught bool
+	}{
+		{"--- FAIL: TestRuleR4_Fence (0.00s)\n    a_test.go:7: got 1\nFAIL\nFAIL\tbookie\t0.1s\nFAIL\n", false, true},
+		{"panic: index out of range\n\ngoroutine 9 [running]:\nFAIL\tbookie\t0.1s\nFAIL\n", false, true},
+		{"ok  \tbookie\t0.1s\n", true, false},
+		{"ok  \tbookie\t0.1s [no tests to run]\n", true, false},
+		{"# bookie\nfence.go:7: undefined: x\nFAIL\tbookie [build failed]\nFAIL\n", false, false},
+		{"PASS\ngoleak: Errors on successful test run: found unexpected goroutines\nFAIL\tbookie\t0.5s\nFAIL\n", false, false},
+	} {
+		if err := judge([]byte(test.out), test.passed, r); (err == nil) != test.caught {
+			t.Errorf("%q: %v, caught should be %v", test.out, err, test.caught)
+		}
+	}
+}
