@@ -305,13 +305,14 @@ func (t *topic) closeAllLocked(code brokerv1.Code, movedTo string) {
 	}
 }
 
-// Refuse makes the topic refuse its next batches with codes.
+// Refuse makes the topic refuse its next batches with codes, and forget codes of
+// an earlier call that met no batch.
 func (c *Cluster) Refuse(name string, codes ...brokerv1.Code) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, t := range c.topics {
 		if t.name == name {
-			t.refuse = append(t.refuse, codes...)
+			t.refuse = append([]brokerv1.Code(nil), codes...)
 		}
 	}
 }
