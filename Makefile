@@ -81,3 +81,8 @@ rules-check: ## break each rule of docs/ledger-protocol.md in a scratch copy, ex
 bench-bare: ## what this machine allows: the hops of a publish without any logic (20 seconds)
 	$(GO) build -o $(TOOLS)/bare ./e2e/cmd/bare
 	@$(TOOLS)/bare $(BARE_FLAGS)
+
+.PHONY: budgets
+budgets: build ## which budgets of one node are kept, beside the bare chain (5 minutes, on a machine that does nothing else)
+	$(GO) build -o $(TOOLS)/bare ./e2e/cmd/bare
+	@$(GO) run ./e2e/cmd/budgets $(BUDGETS_FLAGS)

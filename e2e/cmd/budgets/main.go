@@ -1,0 +1,160 @@
+// Command budgets measures what one node may cost and how fast it has to be, and
+// says which budgets are kept. Rates are judged as shares of the bare chain (see
+// command bare), measured in turn with it: bare, ours, bare, ours, … so that a
+// machine that gets slower meanwhile is slower for both.
+//
+// It takes a few minutes on a machine that does nothing else, starts its own
+// processes on loopback, and removes everything. Exit code 1: a budget was missed.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+)
+
+// settings are the command line.
+type settings struct {
+	binary, bare           string
+	dir                    string
+	rounds                 int
+	duration, warmup, idle time.Duration
+	fresh                  bool
+	output                 string
+}
+
+func parse(args []string, errs io.Writer) (settings, error) {
+	var s settings
+	flags := flag.NewFlagSet("budgets", flag.ContinueOnError)
+	flags.SetOutput(errs)
+	flags.StringVar(&s.binary, "binary", "bin/magnetar", "what to measure")
+	flags.StringVar(&s.bare, "bare", "bin/tools/bare", "what to measure it against")
+	flags.StringVar(&s.dir, "dir", ".run/budgets", "folder for data, on the disk to measure")
+	flags.IntVar(&s.rounds, "rounds", 3, "how often to measure each")
+	flags.DurationVar(&s.duration, "duration", 5*time.Second, "how long each run is measured")
+	flags.DurationVar(&s.warmup, "warmup", 3*time.Second, "how long each runs before that")
+	flags.DurationVar(&s.idle, "idle", 5*time.Second, "how long a node idles before its memory is looked at")
+	flags.BoolVar(&s.fresh, "fresh", true, "the bare chain's log goes on into new files, as that of a node does that was just started; false: it goes round in old ones")
+	flags.StringVar(&s.output, "o", "table", "table or json")
+	if err := flags.Parse(args); err != nil {
+		return s, err
+	}
+	switch {
+	case s.rounds < 1 || s.duration < time.Second || s.warmup < 0 || s.idle < 0:
+		return s, errors.New("want a round, a second of it, and no negative time")
+	case s.output != "table" && s.output != "json":
+		return s, fmt.Errorf("-o %q: want table or json", s.output)
+	case flags.NArg() > 0:
+		return s, fmt.Errorf("argument %q: there are only flags", flags.Arg(0))
+	}
+	return s, nil
+}
+
+// plan holds all budgets of one node.
+type plan struct {
+	size, fresh, again, rss, command *budget
+	cluster, standalone, small       *share
+	steadyP50, steadyP99, one        *budget
+}
+
+func newPlan() *plan {
+	return &plan{
+		size:       &budget{name: "binary, stripped", unit: "MB", limit: 50},
+		fresh:      &budget{name: "standalone, first start to ready", unit: "ms", limit: 250},
+		again:      &budget{name: "standalone, later start to ready", unit: "ms", limit: 250},
+		rss:        &budget{name: "standalone, resident when idle", unit: "MB", limit: 80},
+		command:    &budget{name: "command, before its first byte on the network", unit: "ms", limit: 50},
+		cluster:    &share{budget: &budget{name: "publish 1 KiB, three processes, share of the bare chain", unit: "%", limit: 65, atLeast: true}},
+		standalone: &share{budget: &budget{name: "publish 1 KiB, standalone, share of the bare chain", unit: "%", limit: 65, atLeast: true}},
+		small:      &share{budget: &budget{name: "publish 100 B, share of the rate with 1 KiB", unit: "%", limit: 75, atLeast: true}},
+		steadyP50:  &budget{name: "publish at 10 MB/s, p50", unit: "ms", limit: 1.5},
+		steadyP99:  &budget{name: "publish at 10 MB/s, p99", unit: "ms", limit: 5},
+		one:        &budget{name: "one 1 KiB message outstanding, p50", unit: "ms", limit: 0.8},
+	}
+}
+
+func (p *plan) budgets() []*budget {
+	return []*budget{p.size, p.fresh, p.again, p.rss, p.command, p.cluster.budget, p.standalone.budget, p.small.budget, p.steadyP50, p.steadyP99, p.one}
+}
+
+// round measures everything once.
+func (p *plan) round(ctx context.Context, s settings) error {
+	if err := measureStart(ctx, s, p.fresh, p.again, p.rss); err != nil {
+		return err
+	}
+	if err := measureCommand(s, p.command); err != nil {
+		return err
+	}
+	if err := p.threeProcesses(ctx, s); err != nil {
+		return err
+	}
+	return p.oneProcess(ctx, s)
+}
+
+func measure(ctx context.Context, s settings) (*plan, error) {
+	if err := os.MkdirAll(s.dir, 0o755); err != nil {
+		return nil, err
+	}
+	p := newPlan()
+	if err := measureSize(s, p.size); err != nil {
+		return nil, err
+	}
+	for i := range s.rounds {
+		fmt.Fprintf(os.Stderr, "round %d of %d\n", i+1, s.rounds)
+		if err := p.round(ctx, s); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+func main() {
+	s, err := parse(os.Args[1:], os.Stderr)
+	if errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "budgets:", err)
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	p, err := measure(ctx, s)
+	if err == nil {
+		err = print(s, p)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "budgets:", err)
+		os.Exit(1)
+	}
+}
+
+// print prints the budgets; the error says how many were missed.
+func print(s settings, p *plan) error {
+	list, missed := p.budgets(), 0
+	for _, b := range list {
+		if !b.kept() {
+			missed++
+		}
+	}
+	var err error
+	if s.output == "json" {
+		enc := json.NewEncoder(os.Stdout)
+		enc.SetEscapeHTML(false)
+		enc.SetIndent("", "  ")
+		err = enc.Encode(list)
+	} else {
+		err = table(os.Stdout, list)
+	}
+	if err == nil && missed > 0 {
+		err = fmt.Errorf("%d of %d budgets missed", missed, len(list))
+	}
+	return err
+}
