@@ -269,7 +269,8 @@ func (l *lane) refused(from *link, r *brokerv1.PublishRefused) {
 	l.leaveLocked(err, "")
 	l.mu.Unlock()
 	if code == brokerv1.Code_CODE_CHECKSUM {
-		from.end(fmt.Errorf("link to %s: a batch arrived damaged: %w", from.address, err))
+		// Not the refusal itself: to those who are attaching it is only a lost link.
+		from.end(fmt.Errorf("link to %s: a batch arrived damaged: %v: %w", from.address, err, ErrUnavailable))
 	}
 	if done != nil {
 		l.p.finish(l, done, noPlace, doneErr)
