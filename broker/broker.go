@@ -183,15 +183,21 @@ func New(opts Options) (*Broker, error) {
 	b.cache = managedledger.NewCache(managedledger.CacheOptions{Bytes: opts.MemoryBytes / 2, Metrics: b.ledgerMetrics})
 	b.ctx, b.cancel = context.WithCancel(context.Background())
 	b.ownership = newOwnership(b)
+	if opts.Metrics != nil {
+		opts.Metrics.MustRegister(newCollector(b))
+	}
 	return b, nil
 }
 
 // Register adds the broker's services to a server.
 func (b *Broker) Register(s grpc.ServiceRegistrar) {
 	brokerv1.RegisterMessagingServer(s, &messaging{broker: b})
-	adminv1.RegisterTopicAdminServer(s, &topicAdmin{broker: b})
+	adminv1.RegisterTopicAdminServer(s, b.TopicAdmin())
 	adminv1.RegisterLedgerAdminServer(s, &ledgerAdmin{ledgers: b.opts.Ledgers, directory: b.opts.Directory})
 }
+
+// TopicAdmin is the service for the topics this broker owns.
+func (b *Broker) TopicAdmin() adminv1.TopicAdminServer { return &topicAdmin{broker: b} }
 
 // Start registers the broker and begins to take bundles. It returns once the
 // broker is registered.

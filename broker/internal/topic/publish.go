@@ -100,6 +100,8 @@ type pending struct {
 	messages int
 	bytes    int
 	waiters  []*Producer // who wants the answer: the sender, and those who sent it again
+
+	received, appended time.Time // off the stream; to the ledger's writer
 }
 
 // Publish takes a batch, or refuses it through the sink. It never waits.
@@ -108,6 +110,7 @@ type pending struct {
 // from then on the answer is a receipt, or the outcome is unknown.
 func (p *Producer) Publish(b Batch) {
 	t := p.topic
+	received := t.opts.Now()
 	part := b.Buffer[entry.BrokerPartRoom:]
 	h, _, err := entry.ParseHeader(part)
 	if err != nil {
@@ -135,7 +138,7 @@ func (p *Producer) Publish(b Batch) {
 		p.refuse(h.SequenceID, h.HighestSequence, err)
 		return
 	}
-	t.take(p, h, b, partCRC)
+	t.take(p, h, b, partCRC, received)
 }
 
 // refuse answers a batch that never reached the topic's order.
@@ -169,7 +172,7 @@ func (p *Producer) refuseLocked(first, last uint64, r Refusal) {
 }
 
 // take judges the order, gives the entry its index and time, and appends it.
-func (t *Topic) take(p *Producer, h entry.Header, b Batch, partCRC uint32) {
+func (t *Topic) take(p *Producer, h entry.Header, b Batch, partCRC uint32, received time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if p.closed {
@@ -212,7 +215,7 @@ func (t *Topic) take(p *Producer, h entry.Header, b Batch, partCRC uint32) {
 		p.refuseLocked(first, last, Refusal{Err: ErrOverCredit})
 		return
 	}
-	t.appendLocked(p, order, h, b, partCRC)
+	t.appendLocked(p, order, h, b, partCRC, received)
 }
 
 // answerInOrderLocked gives a receipt at once. A duplicate comes only while
@@ -220,8 +223,9 @@ func (t *Topic) take(p *Producer, h entry.Header, b Batch, partCRC uint32) {
 // in flight are newer than stored ones.
 func (p *Producer) answerInOrderLocked(r Receipt) { p.sink.Receipt(r) }
 
-func (t *Topic) appendLocked(p *Producer, order producer.Batch, h entry.Header, b Batch, partCRC uint32) {
-	now := max(t.opts.Now().UnixMilli(), t.lastTime)
+func (t *Topic) appendLocked(p *Producer, order producer.Batch, h entry.Header, b Batch, partCRC uint32, received time.Time) {
+	appended := t.opts.Now()
+	now := max(appended.UnixMilli(), t.lastTime)
 	broker := entry.BrokerPart{Kind: entryv1.Kind_KIND_DATA, Index: t.nextIndex + uint64(h.Messages) - 1, Time: now}
 	room := entry.BrokerPartRoom - broker.Size()
 	broker.AppendTo(b.Buffer[room:room])
@@ -229,6 +233,7 @@ func (t *Topic) appendLocked(p *Producer, order producer.Batch, h entry.Header, 
 	w := &pending{
 		producer: p.name, last: order.Last, messages: h.Messages,
 		bytes: len(b.Buffer) - entry.BrokerPartRoom, waiters: []*Producer{p},
+		received: received, appended: appended,
 	}
 	err := t.ledger.Append(managedledger.Add{
 		Body:     body,
@@ -295,6 +300,7 @@ func (t *Topic) appended(at position.Position, err error) {
 	t.counters.bytesIn += uint64(w.bytes)
 	t.opts.Metrics.published.Add(float64(w.messages))
 	t.opts.Metrics.publishedBytes.Add(float64(w.bytes))
+	t.opts.Metrics.publishLatency(w.received, w.appended, t.opts.Now())
 	for i, p := range w.waiters {
 		if !p.closed {
 			p.sink.Receipt(Receipt{Sequence: w.last, Position: at, Duplicate: i > 0})

@@ -50,19 +50,58 @@ func (t *Topic) Stats(ctx context.Context) Stats {
 // age is how long ago the entry at or after p was published; 0 where that cannot
 // be read now.
 func (t *Topic) age(ctx context.Context, p position.Position) time.Duration {
+	at, ok := t.PublishedAt(ctx, p)
+	if !ok {
+		return 0
+	}
+	return max(0, t.opts.Now().Sub(at))
+}
+
+// PublishedAt is when the entry at or after p was published, read from its
+// broker part; false where that cannot be read now.
+func (t *Topic) PublishedAt(ctx context.Context, p position.Position) (time.Time, bool) {
 	p, err := t.ledger.Normalize(p)
 	if err != nil {
-		return 0
+		return time.Time{}, false
 	}
 	heads, err := t.ledger.ReadHeads(ctx, p, 1, entry.BrokerPartRoom)
 	if err != nil || len(heads) == 0 {
-		return 0
+		return time.Time{}, false
 	}
 	broker, _, err := entry.ParseBody(heads[0].Body)
 	if err != nil {
-		return 0
+		return time.Time{}, false
 	}
-	return max(0, t.opts.Now().Sub(time.UnixMilli(broker.Time)))
+	return time.UnixMilli(broker.Time), true
+}
+
+// Load is what a topic carries at one moment, as far as memory tells.
+type Load struct {
+	Producers int
+	Consumers int      // of readers too
+	Behind    []Behind // durable subscriptions with a backlog
+}
+
+// Behind is a subscription that has not acknowledged everything.
+type Behind struct {
+	Name     string
+	Messages int64             // see subscription.Stats
+	From     position.Position // nothing before is still needed
+}
+
+// Load returns the topic's load. It reads nothing.
+func (t *Topic) Load() Load {
+	t.mu.Lock()
+	l := Load{Producers: len(t.open)}
+	t.mu.Unlock()
+	for _, s := range *t.listeners.Load() {
+		stats := s.Stats()
+		l.Consumers += len(stats.Consumers)
+		if s.Durable() && stats.Backlog > 0 {
+			l.Behind = append(l.Behind, Behind{Name: stats.Name, Messages: stats.BacklogMessages, From: s.KeepFrom()})
+		}
+	}
+	return l
 }
 
 // Last is the position of the last stored entry.

@@ -177,7 +177,6 @@ func (t *Topic) OpenProducer(name string, epoch uint64, chosenBefore bool, sink 
 	}
 	p := &Producer{topic: t, name: name, chosen: chosen, sink: sink}
 	t.open[name] = p
-	t.opts.Metrics.producers.Inc()
 	t.countForgottenLocked()
 	if p.opening = t.producers.InFlight(name); !p.opening {
 		sink.Opened(p, last, stored)
@@ -232,7 +231,6 @@ func (p *Producer) Close(final bool) {
 		delete(t.open, p.name)
 		t.producers.Close(p.name, p.chosen && final)
 	}
-	t.opts.Metrics.producers.Dec()
 }
 
 // endProducerLocked closes a producer from this side and tells it why.
@@ -241,7 +239,6 @@ func (t *Topic) endProducerLocked(p *Producer, err error) {
 		return
 	}
 	p.closed = true
-	t.opts.Metrics.producers.Dec()
 	p.sink.Closed(err)
 }
 
