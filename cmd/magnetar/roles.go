@@ -18,6 +18,7 @@ import (
 	"github.com/magnetar-io/magnetar/discovery/meta"
 	"github.com/magnetar-io/magnetar/discovery/metaserver"
 	"github.com/magnetar-io/magnetar/internal/health"
+	"github.com/magnetar-io/magnetar/internal/httpadmin"
 	"github.com/magnetar-io/magnetar/internal/listen"
 	"github.com/magnetar-io/magnetar/internal/process"
 	"github.com/magnetar-io/magnetar/internal/roles"
@@ -76,8 +77,9 @@ func (a *app) startMember(ctx context.Context, role string, s *settings, profile
 	}
 }
 
+// common is to be called once: it registers metrics.
 func (m *member) common() roles.Common {
-	return roles.Common{Cluster: m.s.cluster, Store: m.store, Lease: m.s.lease, Version: version, Log: m.log, Metrics: m.servers.Registry}
+	return roles.Common{Cluster: m.s.cluster, Store: meta.Measured(m.store, m.servers.Registry), Lease: m.s.lease, Version: version, Log: m.log, Metrics: m.servers.Registry}
 }
 
 // serve serves until ctx ends or failed gives an error.
@@ -160,6 +162,7 @@ func (a *app) bookieCommand() *cobra.Command {
 	s := bookieSettings()
 	cmd := role("bookie", "Storage nodes", s.command(startCommand("a bookie"), a.runBookie))
 	cmd.AddCommand(a.bookieClientCommands()...)
+	cmd.AddCommand(a.bookieInspect())
 	return cmd
 }
 
@@ -222,6 +225,7 @@ func (a *app) runBroker(c *cobra.Command, s *settings) error {
 		return err
 	}
 	b.Register(m.servers.GRPC)
+	m.servers.HandleHTTP(httpadmin.Pattern, b.HTTPAdmin())
 	m.servers.Start(m.l.grpc, m.l.http, m.l.debug)
 	if err = b.Start(c.Context()); err == nil {
 		m.servers.Health.Set("broker", "")
@@ -261,6 +265,7 @@ func (a *app) runDiscovery(c *cobra.Command, s *settings) error {
 		return err
 	}
 	d.Register(m.servers.GRPC)
+	m.servers.HandleHTTP(httpadmin.Pattern, d.HTTPAdmin())
 	m.servers.Start(m.l.grpc, m.l.http, m.l.debug)
 	m.servers.Health.Set("view", "")
 	fmt.Fprintf(a.out, "discovery is ready at %s\n", m.address)

@@ -30,10 +30,17 @@ type Servers struct {
 	Health   *health.State
 	Registry *prometheus.Registry
 
-	log  hclog.Logger
-	http []*http.Server
-	done chan struct{} // gets one element per server that ended
-	want int
+	log    hclog.Logger
+	mounts []mount
+	http   []*http.Server
+	done   chan struct{} // gets one element per server that ended
+	want   int
+}
+
+// mount is a handler that the HTTP server serves beside health and metrics.
+type mount struct {
+	pattern string
+	handler http.Handler
 }
 
 // New makes the servers of a process that is ready once the named conditions
@@ -55,6 +62,12 @@ func newRegistry() *prometheus.Registry {
 	r := prometheus.NewRegistry()
 	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return r
+}
+
+// HandleHTTP adds a handler to the HTTP server, under a pattern of http.ServeMux.
+// Call it before Start.
+func (s *Servers) HandleHTTP(pattern string, h http.Handler) {
+	s.mounts = append(s.mounts, mount{pattern, h})
 }
 
 // Start serves on the listeners, which Stop closes; web and debug may be nil.
@@ -82,7 +95,11 @@ func (c closer) Close() error {
 
 func (s *Servers) startHTTP(web, debug net.Listener) {
 	if web != nil {
-		s.serveHTTP("HTTP", web, s.Health.Handler(s.Registry))
+		mux := s.Health.Handler(s.Registry)
+		for _, m := range s.mounts {
+			mux.Handle(m.pattern, m.handler)
+		}
+		s.serveHTTP("HTTP", web, mux)
 	}
 	if debug != nil {
 		mux := http.NewServeMux()
@@ -96,7 +113,7 @@ func (s *Servers) startHTTP(web, debug net.Listener) {
 }
 
 func (s *Servers) serveHTTP(name string, l net.Listener, h http.Handler) {
-	server := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
+	server := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second}
 	s.http = append(s.http, server)
 	s.serve(name, func() error { return server.Serve(l) })
 }

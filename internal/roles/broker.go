@@ -3,6 +3,7 @@ package roles
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"sync"
 
 	"google.golang.org/grpc"
@@ -11,6 +12,7 @@ import (
 	"github.com/magnetar-io/magnetar/bookie/ledger"
 	"github.com/magnetar-io/magnetar/bookie/remote"
 	"github.com/magnetar-io/magnetar/broker"
+	"github.com/magnetar-io/magnetar/internal/httpadmin"
 )
 
 // BrokerOptions of a Broker.
@@ -92,6 +94,11 @@ func NewBroker(ctx context.Context, o BrokerOptions) (*Broker, error) {
 func (b *Broker) Register(s grpc.ServiceRegistrar) {
 	b.Broker.Register(s)
 	b.discovery.Register(s)
+}
+
+// HTTPAdmin serves the administration services over HTTP, under httpadmin.Pattern.
+func (b *Broker) HTTPAdmin() http.Handler {
+	return httpadmin.New(httpadmin.Services{Admin: b.discovery.admin, Discovery: b.discovery.service, Topics: b.Broker.TopicAdmin()})
 }
 
 // Start registers the broker and begins to take bundles.

@@ -3,6 +3,7 @@ package roles
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"sync"
 
 	"google.golang.org/grpc"
@@ -10,6 +11,7 @@ import (
 	"github.com/magnetar-io/magnetar/discovery"
 	"github.com/magnetar-io/magnetar/discovery/catalog"
 	"github.com/magnetar-io/magnetar/discovery/meta/idblock"
+	"github.com/magnetar-io/magnetar/internal/httpadmin"
 )
 
 // DiscoveryOptions of a Discovery.
@@ -60,6 +62,11 @@ func NewDiscovery(ctx context.Context, o DiscoveryOptions) (*Discovery, error) {
 func (d *Discovery) Register(s grpc.ServiceRegistrar) {
 	d.service.Register(s)
 	d.admin.Register(s)
+}
+
+// HTTPAdmin serves the administration services over HTTP, under httpadmin.Pattern.
+func (d *Discovery) HTTPAdmin() http.Handler {
+	return httpadmin.New(httpadmin.Services{Admin: d.admin, Discovery: d.service})
 }
 
 // EndWatches ends the streams of clients that watch, which would go on for ever.

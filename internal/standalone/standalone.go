@@ -19,6 +19,7 @@ import (
 	"github.com/magnetar-io/magnetar/bookie/ledger"
 	"github.com/magnetar-io/magnetar/discovery/meta"
 	"github.com/magnetar-io/magnetar/discovery/metaserver"
+	"github.com/magnetar-io/magnetar/internal/httpadmin"
 	"github.com/magnetar-io/magnetar/internal/process"
 	"github.com/magnetar-io/magnetar/internal/roles"
 	"github.com/magnetar-io/magnetar/internal/rpc"
@@ -114,7 +115,7 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	n.servers.Health.Set("metadata", "")
 	common := roles.Common{
-		Cluster: "magnetar", Store: n.store, Version: o.Version, Log: o.Log, Metrics: n.servers.Registry, Now: o.Now, Rand: o.Rand,
+		Cluster: "magnetar", Store: meta.Measured(n.store, n.servers.Registry), Version: o.Version, Log: o.Log, Metrics: n.servers.Registry, Now: o.Now, Rand: o.Rand,
 	}
 	members := map[ledger.Member]ensemble.Bookie{}
 	for i := range o.Bookies {
@@ -150,6 +151,7 @@ func (n *Node) start(ctx context.Context) error {
 		return err
 	}
 	n.broker.Register(n.servers.GRPC)
+	n.servers.HandleHTTP(httpadmin.Pattern, n.broker.HTTPAdmin())
 	n.servers.Start(o.GRPC, o.HTTP, o.Debug)
 	if err := n.broker.Start(ctx); err != nil {
 		return err
