@@ -1,0 +1,2 @@
+// Package e2e tells whole-system stories against real processes.
+package e2e
