@@ -19,6 +19,7 @@ endif
 RACE_ENV ?= CGO_ENABLED=0
 
 TEST_TIMEOUT ?= 10m
+FUZZTIME ?= 10s
 GO_FILES = $$(git ls-files '*.go')
 
 .PHONY: help
@@ -30,7 +31,7 @@ build: ## the static binary, bin/magnetar (a minute from an empty cache)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/magnetar ./cmd/magnetar
 
 .PHONY: run
-run: build ## a standalone node on loopback, data in ./magnetar-data, until Ctrl-C
+run: build ## a standalone node on loopback, data in ./magnetar-data, until Ctrl-C; no root
 	@exec $(BIN)/magnetar standalone
 
 .PHONY: test
@@ -62,20 +63,27 @@ lint: $(TOOLS)/staticcheck ## gofmt, go vet, staticcheck, tidy module files (two
 CLUSTER := $(GO) run ./e2e/cmd/cluster -dir .run/cluster -binary $(BIN)/magnetar
 
 .PHONY: cluster
-cluster: build ## a cluster of processes on loopback, until Ctrl-C; PORT_BASE=N for fixed ports
+cluster: build ## a cluster of processes on loopback, until Ctrl-C; no root; PORT_BASE=N for fixed ports
 	@$(CLUSTER) -port-base $(or $(PORT_BASE),0) up
 
 .PHONY: cluster-start
-cluster-start: ## start one process of a running cluster again: P=broker-2
+cluster-start: ## start one process of a running cluster again: P=broker-2 (seconds)
 	@$(CLUSTER) start $(P)
 
 .PHONY: cluster-down
-cluster-down: ## stop a cluster, whoever started it
+cluster-down: ## stop a cluster, whoever started it (seconds)
 	@$(CLUSTER) down
 
 .PHONY: rules-check
 rules-check: ## break each rule of docs/ledger-protocol.md in a scratch copy, expect its test to fail (minutes)
 	$(GO) run ./e2e/cmd/rulescheck
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for FUZZTIME each (10s: six minutes in all)
+	@set -e; grep -ro --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . | sort | while IFS=: read -r file target; do \
+		echo "== $$(dirname $$file) $${target#func }"; \
+		$(GO) test -run '^$$' -fuzz "^$${target#func }\$$" -fuzztime $(FUZZTIME) "$$(dirname $$file)"; \
+	done
 
 .PHONY: bench-bare
 bench-bare: ## what this machine allows: the hops of a publish without any logic (20 seconds)
@@ -86,3 +94,7 @@ bench-bare: ## what this machine allows: the hops of a publish without any logic
 budgets: build ## which budgets of one node are kept, beside the bare chain (5 minutes, on a machine that does nothing else)
 	$(GO) build -o $(TOOLS)/bare ./e2e/cmd/bare
 	@$(GO) run ./e2e/cmd/budgets $(BUDGETS_FLAGS)
+
+.PHONY: e2e
+e2e: ## kill processes under load, 21 rounds a shape (about 5 minutes, no root)
+	MAGNETAR_KILLS=21 $(GO) test -count=1 -timeout 30m -v -run 'TestKill' ./e2e
