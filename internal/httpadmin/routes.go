@@ -116,7 +116,7 @@ func (s Services) topic(ctx context.Context, req *discoveryv1.TopicsRequest) (*d
 	m := resp.GetTopics()[0]
 	switch {
 	case m.GetError() != "":
-		return nil, status.Error(codes.Code(m.GetErrorCode()), m.GetError())
+		return nil, rpcerr.To(status.Error(codes.Code(m.GetErrorCode()), m.GetError()))
 	case !m.GetFound():
 		return nil, fmt.Errorf("topic %s: %w", req.GetTopics()[0], rpcerr.ErrNotFound)
 	}

@@ -20,9 +20,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	}
 	m := &Metrics{
 		groups:        counter("magnetar_bundle_log_groups_total", "Groups appended to bundle logs."),
-		groupBytes:    counter("magnetar_bundle_log_bytes", "Bytes appended to bundle logs."),
+		groupBytes:    counter("magnetar_bundle_log_bytes_total", "Bytes appended to bundle logs."),
 		passes:        counter("magnetar_bundle_log_passes_total", "Snapshot passes ended."),
-		snapshotBytes: counter("magnetar_bundle_log_snapshot_bytes", "Bytes of snapshots appended to bundle logs."),
+		snapshotBytes: counter("magnetar_bundle_log_snapshot_bytes_total", "Bytes of snapshots appended to bundle logs."),
 		trimmed:       counter("magnetar_bundle_log_trimmed_ledgers_total", "Ledgers trimmed away."),
 		fenced:        counter("magnetar_bundle_log_fenced_total", "Times a bundle log was lost to another owner."),
 	}

@@ -28,7 +28,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		cacheMisses:  counter("magnetar_entry_cache_misses_total", "Entries read from bookies."),
 		cacheEvicted: counter("magnetar_entry_cache_evicted_total", "Entries that left the entry cache."),
 		cacheBytes:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "magnetar_entry_cache_bytes", Help: "Bytes in the entry cache."}),
-		readBytes:    counter("magnetar_managed_ledger_read_bytes", "Bytes of bodies read from bookies."),
+		readBytes:    counter("magnetar_managed_ledger_read_bytes_total", "Bytes of bodies read from bookies."),
 		trimmed:      counter("magnetar_managed_ledger_trimmed_ledgers_total", "Ledgers trimmed away."),
 		fenced:       counter("magnetar_managed_ledger_fenced_total", "Times a topic was lost to another owner."),
 	}
