@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/magnetar-io/magnetar/client"
+	"github.com/magnetar-io/magnetar/discovery/meta"
 )
 
 // Exit codes, the same for every command.
@@ -103,6 +104,9 @@ func grpcCode(err error) codes.Code {
 // explain says an error to a person: what, where, and what next.
 func explain(err error, servers string) string {
 	text := plain(err)
+	if errors.Is(err, meta.ErrUnavailable) {
+		return text // of a role, which has no --server; the text names the store
+	}
 	if grpcCode(err) == codes.Unavailable || errors.Is(err, errNoAnswer) {
 		return fmt.Sprintf("%v\nNo answer from %s. Is a node running there? 'magnetar standalone' starts one; --server or MAGNETAR_SERVER names another.", text, servers)
 	}

@@ -17,9 +17,28 @@ import (
 	"github.com/magnetar-io/magnetar/client"
 )
 
-// connect connects a client for produce, consume and bench.
+// connectTimeout is how long produce, consume and bench wait for a first answer
+// when --timeout does not say.
+const connectTimeout = 10 * time.Second
+
+// connect connects a client for produce, consume and bench. Unlike the client, a
+// person does not want to wait for ever for a server that may not exist.
 func (a *app) connect(ctx context.Context, opts ...client.Option) (*client.Client, error) {
-	return client.Connect(ctx, a.servers, opts...)
+	limit, cancel := ctx, context.CancelFunc(func() {})
+	if a.timeout == 0 {
+		limit, cancel = context.WithTimeout(ctx, connectTimeout)
+	}
+	defer cancel()
+	cl, err := client.Connect(limit, a.servers, opts...)
+	switch {
+	case err == nil:
+		return cl, nil
+	case ctx.Err() == nil && limit.Err() != nil:
+		return nil, &coded{exitError, fmt.Errorf("connect: %w within %s", errNoAnswer, connectTimeout)}
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return nil, fmt.Errorf("connect: %w: %w", errNoAnswer, ctx.Err())
+	}
+	return nil, err
 }
 
 var compressions = map[string]client.Compression{

@@ -63,9 +63,7 @@ Start here:
 	flags.DurationVar(&a.timeout, "timeout", 0, "give up after this long (default 30s for questions, none for produce and consume)")
 	root.AddCommand(a.commands()...)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usagef(cmd, "%v", err) })
-	for _, c := range root.Commands() {
-		prepare(c)
-	}
+	prepare(root)
 	return root
 }
 
