@@ -1,0 +1,151 @@
+//go:build testscript
+
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// scriptTime bounds one script, nodes included.
+const scriptTime = 60 * time.Second
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"magnetar": main})
+}
+
+// TestScripts runs what a person types, and what they get back: the tour of the
+// README as printed there, and every kind of bad input with its exit code and
+// what stderr says.
+func TestScripts(t *testing.T) {
+	readme, err := filepath.Abs("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	testscript.Run(t, testscript.Params{
+		Dir:      "testdata/script",
+		Deadline: time.Now().Add(scriptTime),
+		Setup: func(e *testscript.Env) error {
+			e.Vars = append(e.Vars, "README="+readme)
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits": exits, "node": node, "tour": tour,
+		},
+	})
+}
+
+// exits CODE COMMAND… runs a command and wants that exit code.
+func exits(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE COMMAND [ARGUMENT…]")
+	}
+	want, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	err = ts.Exec(args[1], args[2:]...)
+	got := 0
+	var exit *exec.ExitError
+	switch {
+	case errors.As(err, &exit):
+		got = exit.ExitCode()
+	case err != nil:
+		ts.Fatalf("%v", err)
+	}
+	if got != want {
+		ts.Fatalf("exit code %d, want %d", got, want)
+	}
+}
+
+// node start [FLAG…] runs a standalone node in the script's directory and names
+// it in MAGNETAR_SERVER. The first start takes free ports, later ones the same.
+func node(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 || args[0] != "start" {
+		ts.Fatalf("usage: node start [FLAG…]")
+	}
+	startNode(ts, args[1:]...)
+}
+
+func startNode(ts *testscript.TestScript, flags ...string) {
+	port := "0"
+	if _, p, ok := strings.Cut(ts.Getenv("MAGNETAR_SERVER"), ":"); ok {
+		port = p
+	}
+	log, err := os.Create(ts.MkAbs("node.log"))
+	ts.Check(err)
+	defer log.Close()
+	path, err := exec.LookPath("magnetar")
+	ts.Check(err)
+	cmd := exec.Command(path, append([]string{"standalone", "--memory", "256MiB", "--http-port", "0", "--grpc-port", port}, flags...)...)
+	cmd.Dir = ts.MkAbs(".")
+	cmd.Stderr = log
+	out, err := cmd.StdoutPipe()
+	ts.Check(err)
+	ts.Check(cmd.Start())
+	ts.Defer(func() {
+		_ = cmd.Process.Signal(syscall.SIGKILL) // it may have been killed by the script
+		_ = cmd.Wait()
+	})
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		if f := strings.Fields(lines.Text()); len(f) > 1 && f[0] == "clients" {
+			ts.Setenv("MAGNETAR_SERVER", f[1])
+		}
+		if strings.Contains(lines.Text(), "consume greetings") {
+			return // the last line it prints
+		}
+	}
+	ts.Fatalf("the node did not get ready: %s", ts.ReadFile("node.log"))
+}
+
+// tour runs the lines of the README's blocks marked sh, in their order, by a
+// shell. 'make run' is the node of this script, so that ports are free ones.
+func tour(ts *testscript.TestScript, neg bool, args []string) {
+	lines, err := tourLines(ts.ReadFile(ts.Getenv("README")))
+	ts.Check(err)
+	for _, line := range lines {
+		if line == "make run" {
+			startNode(ts)
+			continue
+		}
+		ts.Logf("$ %s", line)
+		if err := ts.Exec("sh", "-e", "-c", line); err != nil {
+			ts.Fatalf("%s: %v", line, err)
+		}
+	}
+}
+
+// tourLines are the commands of the section "A five-minute tour".
+func tourLines(readme string) ([]string, error) {
+	_, section, found := strings.Cut(readme, "\n## A five-minute tour\n")
+	if !found {
+		return nil, errors.New("README.md has no section 'A five-minute tour'")
+	}
+	section, _, _ = strings.Cut(section, "\n## ")
+	var lines []string
+	in := false
+	for _, line := range strings.Split(section, "\n") {
+		switch {
+		case line == "```sh":
+			in = true
+		case line == "```":
+			in = false
+		case in && line != "":
+			lines = append(lines, line)
+		}
+	}
+	if len(lines) < 10 {
+		return nil, fmt.Errorf("README.md: the tour has %d commands, want at least 10", len(lines))
+	}
+	return lines, nil
+}
