@@ -161,7 +161,7 @@ func (r *Registration) register(ctx context.Context, session meta.Session) error
 	txn := meta.Txn{Conds: []meta.Cond{{Key: liveKey, Revision: live.Revision}, {Key: lastingKey, Revision: revision}}}
 	if verdict == storeRolledBack {
 		r.node.distrustStore()
-		r.log.Error("the metadata store shows less than this bookie has registered: it was rolled back. Registered read-only, deleting nothing; run cluster reconcile",
+		r.log.Error("the metadata store shows less than this bookie has registered: it was rolled back. Registered read-only, deleting nothing; restore the store from a newer backup",
 			"registered", local.registered, "shown", known.GetStartCount())
 	} else {
 		record := lastingRecord(id, local.count, known)

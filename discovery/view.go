@@ -210,7 +210,7 @@ func (v *View) hear(f int, at meta.Revision, anew bool, change func()) {
 	feed := &v.feeds[f]
 	if anew && at < feed.revision && !v.rolledBack {
 		v.rolledBack = true
-		v.log.Error("the metadata store shows an older state than before: it was rolled back. This broker takes no bundles over; run cluster reconcile and restart it",
+		v.log.Error("the metadata store shows an older state than before: it was rolled back. This broker takes no bundles over until it is restarted",
 			"seen", feed.revision, "shown", at)
 	}
 	if anew || now.Sub(feed.heard) > currentGap {

@@ -33,7 +33,10 @@ func TestMeter(t *testing.T) {
 		}()
 		var talk strings.Builder
 		r := m.measure(ctx, &talk, 2*time.Second, 2500*time.Millisecond, nil)
-		if r.Seconds != 2.5 || r.Messages < 249 || r.Messages > 251 || r.Bytes != 1000*r.Messages || r.Latency.Count != r.Messages {
+		// A message that is counted at the very moment the measurement ends may be in
+		// one of the counts and not in the other.
+		if r.Seconds != 2.5 || r.Messages < 249 || r.Messages > 251 || r.Bytes != 1000*r.Messages ||
+			r.Latency.Count < r.Messages-1 || r.Latency.Count > r.Messages+1 {
 			t.Errorf("result %+v", r)
 		}
 		if r.MessagesPerSecond != float64(r.Messages)/2.5 || r.MegabytesPerSec != float64(r.Bytes)/2.5e6 {

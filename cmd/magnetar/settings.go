@@ -98,7 +98,7 @@ func bookieSettings() *settings {
 	s := newSettings(6661, 8082)
 	s.declareMember()
 	s.set.String(&s.dataDir, "data-dir", "./magnetar-data/bookie", "where the data lies")
-	s.set.String(&s.id, "id", "", "name of this bookie in the cluster (default: HOSTNAME:GRPC-PORT)")
+	s.set.String(&s.id, "id", "", "name of this bookie in the cluster (default: HOSTNAME-GRPCPORT)")
 	s.set.String(&s.rack, "rack", "", "copies are spread over racks")
 	s.set.Bytes(&s.diskLimit, "disk-limit", 0, "most bytes to use (default: what the disk has)")
 	s.declareMemory()
@@ -109,7 +109,7 @@ func bookieSettings() *settings {
 func brokerSettings() *settings {
 	s := newSettings(6662, 8083)
 	s.declareMember()
-	s.set.String(&s.id, "id", "", "name of this broker in the cluster (default: HOSTNAME:GRPC-PORT)")
+	s.set.String(&s.id, "id", "", "name of this broker in the cluster (default: HOSTNAME-GRPCPORT)")
 	s.set.Int(&s.copies, "copies", 3, "copies of all that is published; 1 or 2 for clusters of as many bookies")
 	s.set.Bytes(&s.ledgerBytes, "ledger-bytes", 1<<30, "size at which a topic starts its next ledger")
 	s.set.Bytes(&s.maxMsg, "max-message-bytes", 5<<20, "largest message taken")
