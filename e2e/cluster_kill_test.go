@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"os/exec"
 	"sync"
 	"syscall"
 	"testing"
@@ -23,7 +24,8 @@ func TestKillCluster(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	shape := cluster.Default
 	shape.ExtraArgs = []string{"--memory", "128MiB"}
-	cl, err := cluster.New(t.TempDir(), buildBinary(t), shape)
+	binary := buildBinary(t)
+	cl, err := cluster.New(t.TempDir(), binary, shape)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,6 +41,11 @@ func TestKillCluster(t *testing.T) {
 	})
 	if err := cl.StartAll(ctx); err != nil {
 		t.Fatal(err)
+	}
+	// Partitions lie on both brokers, so that whichever is killed owned some.
+	create := exec.CommandContext(ctx, binary, "topic", "create", loadTopic, "--partitions", "8", "--server", cl.Server)
+	if out, err := create.CombinedOutput(); err != nil {
+		t.Fatalf("create the topic: %v\n%s", err, out)
 	}
 	c, err := client.Connect(ctx, cl.Server)
 	if err != nil {

@@ -193,7 +193,7 @@ func (l *load) consume(ctx context.Context, c *client.Client, subscription strin
 			}
 			select {
 			case <-done:
-				if ok, got := l.log.Counts(subscription); got >= ok {
+				if l.log.Missing(subscription) == 0 {
 					return
 				}
 			default:

@@ -35,6 +35,9 @@ type Shape struct {
 // Default is what `make cluster` runs.
 var Default = Shape{Bookies: 3, Brokers: 2}
 
+// StandaloneName names the one process of a cluster made by NewStandalone.
+const StandaloneName = "standalone"
+
 // Cluster is the plan of a cluster and the processes of it that this program
 // started. Safe for concurrent use.
 type Cluster struct {
@@ -62,55 +65,85 @@ type process struct {
 
 // New plans a cluster under dir that runs binary. Nothing is started.
 func New(dir, binary string, shape Shape) (*Cluster, error) {
-	dir, err := filepath.Abs(dir)
+	c, next, err := plan(dir, binary, shape.PortBase, 2+shape.Bookies+shape.Brokers)
 	if err != nil {
 		return nil, err
 	}
-	if binary, err = filepath.Abs(binary); err != nil {
-		return nil, err
+	member := func(name, role string, args ...string) spec {
+		return c.add(name, next(), append([]string{role, "start"}, args...)...)
 	}
-	c := &Cluster{Dir: dir, binary: binary, specs: map[string]spec{}, running: map[string]*process{}}
-	ports, err := pickPorts(shape.PortBase, 2*(2+shape.Bookies+shape.Brokers))
-	if err != nil {
-		return nil, err
-	}
-	next := 0
-	add := func(name, role string, args ...string) spec {
-		grpc, web := ports[next], ports[next+1]
-		next += 2
-		args = append([]string{role, "start", "--grpc-port", strconv.Itoa(grpc), "--http-port", strconv.Itoa(web)}, args...)
-		s := spec{
-			args:  args,
-			grpc:  fmt.Sprintf("127.0.0.1:%d", grpc),
-			ready: fmt.Sprintf("http://127.0.0.1:%d/healthz/ready", web),
-		}
-		c.specs[name] = s
-		c.Names = append(c.Names, name)
-		return s
-	}
-	meta := add("metadata", "metadata", "--data-dir", filepath.Join(dir, "metadata", "data"))
+	meta := member("metadata", "metadata", "--data-dir", filepath.Join(c.Dir, "metadata", "data"))
 	for i := 1; i <= shape.Bookies; i++ {
 		name := fmt.Sprintf("bookie-%d", i)
-		add(name, "bookie", append([]string{"--id", name, "--metadata", meta.grpc,
-			"--data-dir", filepath.Join(dir, name, "data")}, shape.ExtraArgs...)...)
+		member(name, "bookie", append([]string{"--id", name, "--metadata", meta.grpc,
+			"--data-dir", filepath.Join(c.Dir, name, "data")}, shape.ExtraArgs...)...)
 	}
 	for i := 1; i <= shape.Brokers; i++ {
 		name := fmt.Sprintf("broker-%d", i)
 		args := append([]string{"--id", name, "--metadata", meta.grpc}, shape.ExtraArgs...)
-		add(name, "broker", append(args, shape.BrokerArgs...)...)
+		member(name, "broker", append(args, shape.BrokerArgs...)...)
 	}
-	c.Server = add("discovery", "discovery", "--metadata", meta.grpc).grpc
+	c.Server = member("discovery", "discovery", "--metadata", meta.grpc).grpc
+	return c, c.write()
+}
+
+// NewStandalone plans a cluster of one process, StandaloneName, with all roles.
+// Nothing is started.
+func NewStandalone(dir, binary string, args ...string) (*Cluster, error) {
+	c, next, err := plan(dir, binary, 0, 1)
+	if err != nil {
+		return nil, err
+	}
+	args = append([]string{"standalone", "--data-dir", filepath.Join(c.Dir, StandaloneName, "data")}, args...)
+	c.Server = c.add(StandaloneName, next(), args...).grpc
+	return c, c.write()
+}
+
+// plan begins a cluster of so many processes; next gives each its two ports.
+func plan(dir, binary string, portBase, processes int) (c *Cluster, next func() [2]int, err error) {
+	if dir, err = filepath.Abs(dir); err != nil {
+		return nil, nil, err
+	}
+	if binary, err = filepath.Abs(binary); err != nil {
+		return nil, nil, err
+	}
+	ports, err := pickPorts(portBase, 2*processes)
+	if err != nil {
+		return nil, nil, err
+	}
+	next = func() [2]int {
+		pair := [2]int{ports[0], ports[1]}
+		ports = ports[2:]
+		return pair
+	}
+	return &Cluster{Dir: dir, binary: binary, specs: map[string]spec{}, running: map[string]*process{}}, next, nil
+}
+
+// add plans a process that takes the ports for gRPC and HTTP as flags.
+func (c *Cluster) add(name string, ports [2]int, args ...string) spec {
+	s := spec{
+		args:  append(args, "--grpc-port", strconv.Itoa(ports[0]), "--http-port", strconv.Itoa(ports[1])),
+		grpc:  fmt.Sprintf("127.0.0.1:%d", ports[0]),
+		ready: fmt.Sprintf("http://127.0.0.1:%d/healthz/ready", ports[1]),
+	}
+	c.specs[name] = s
+	c.Names = append(c.Names, name)
+	return s
+}
+
+// write makes the folders of the processes and the files that say how to start
+// and reach them.
+func (c *Cluster) write() error {
 	for _, name := range c.Names {
-		if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
-			return nil, err
+		if err := os.MkdirAll(filepath.Join(c.Dir, name), 0o755); err != nil {
+			return err
 		}
 		line := shellQuote(append([]string{c.binary}, c.specs[name].args...))
-		if err := os.WriteFile(filepath.Join(dir, name, "command"), []byte(line+"\n"), 0o644); err != nil {
-			return nil, err
+		if err := os.WriteFile(filepath.Join(c.Dir, name, "command"), []byte(line+"\n"), 0o644); err != nil {
+			return err
 		}
 	}
-	env := fmt.Sprintf("MAGNETAR_SERVER=%s\n", c.Server)
-	return c, os.WriteFile(filepath.Join(dir, "env"), []byte(env), 0o644)
+	return os.WriteFile(filepath.Join(c.Dir, "env"), []byte(fmt.Sprintf("MAGNETAR_SERVER=%s\n", c.Server)), 0o644)
 }
 
 // StartAll starts every process, in order, and waits until each is ready.
@@ -193,15 +226,22 @@ func Restart(dir, name string) error {
 	return cmd.Process.Release()
 }
 
+// Supervise notes that this program runs the cluster under dir, for Down to end
+// it too.
+func Supervise(dir string) error {
+	return os.WriteFile(filepath.Join(dir, "pid"), []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644)
+}
+
 // Down ends every process of the cluster under dir, whoever started it, last
-// started first, and returns the names of those that were running.
+// started first, then the program that called Supervise, and returns the names
+// of the processes that were running.
 func Down(dir string) ([]string, error) {
 	pids, err := filepath.Glob(filepath.Join(dir, "*", "pid"))
 	if err != nil {
 		return nil, err
 	}
 	var stopped []string
-	for _, role := range []string{"discovery", "broker", "bookie", "metadata"} {
+	for _, role := range []string{"discovery", "broker", "bookie", "metadata", StandaloneName} {
 		var group []string
 		for _, file := range pids {
 			name := filepath.Base(filepath.Dir(file))
@@ -229,6 +269,11 @@ func Down(dir string) ([]string, error) {
 			}
 		}
 		stopped = append(stopped, group...)
+	}
+	if pid, up := alive(dir); up && pid != os.Getpid() {
+		if err := syscall.Kill(pid, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return stopped, fmt.Errorf("stop the program that runs the cluster: %w", err)
+		}
 	}
 	return stopped, nil
 }

@@ -57,10 +57,18 @@ func Parse(payload []byte) (Message, error) {
 type Log struct {
 	mu         sync.Mutex
 	published  map[Message]publish
-	deliveries map[string][]delivery // by subscription
-	acked      map[string]map[string]int
+	ok         int // publishes that ended OK
+	subs       map[string]*subscription
 	lastOK     time.Time
 	longestGap time.Duration
+}
+
+// subscription is what a subscription got.
+type subscription struct {
+	deliveries []delivery
+	got        map[Message]bool
+	gotOK      int             // distinct messages whose publish ended OK
+	acked      map[string]bool // positions
 }
 
 type publish struct {
@@ -78,16 +86,31 @@ type delivery struct {
 
 // New returns an empty Log.
 func New() *Log {
-	return &Log{published: map[Message]publish{}, deliveries: map[string][]delivery{}, acked: map[string]map[string]int{}}
+	return &Log{published: map[Message]publish{}, subs: map[string]*subscription{}}
 }
 
-// Published records the outcome of a publish; position is what an OK told.
+func (l *Log) subLocked(name string) *subscription {
+	s := l.subs[name]
+	if s == nil {
+		s = &subscription{got: map[Message]bool{}, acked: map[string]bool{}}
+		l.subs[name] = s
+	}
+	return s
+}
+
+// Published records the outcome of a publish, once; position is what an OK told.
 func (l *Log) Published(m Message, o Outcome, position string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.published[m] = publish{o, position}
 	if o != OK {
 		return
+	}
+	l.ok++
+	for _, s := range l.subs {
+		if s.got[m] {
+			s.gotOK++
+		}
 	}
 	now := time.Now()
 	if gap := now.Sub(l.lastOK); !l.lastOK.IsZero() && gap > l.longestGap {
@@ -100,35 +123,35 @@ func (l *Log) Published(m Message, o Outcome, position string) {
 func (l *Log) Delivered(subscription string, m Message, partition int, position string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.deliveries[subscription] = append(l.deliveries[subscription],
-		delivery{m, partition, position, l.acked[subscription][position] > 0})
+	s := l.subLocked(subscription)
+	s.deliveries = append(s.deliveries, delivery{m, partition, position, s.acked[position]})
+	if !s.got[m] {
+		s.got[m] = true
+		if l.published[m].outcome == OK {
+			s.gotOK++
+		}
+	}
 }
 
 // Acked records that the acknowledgement of a position was answered with success.
 func (l *Log) Acked(subscription, position string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.acked[subscription] == nil {
-		l.acked[subscription] = map[string]int{}
-	}
-	l.acked[subscription][position]++
+	l.subLocked(subscription).acked[position] = true
 }
 
-// Counts tells how many publishes ended OK and how many distinct messages the
-// subscription has got.
-func (l *Log) Counts(subscription string) (ok, delivered int) {
+// Acknowledged tells how many publishes ended OK.
+func (l *Log) Acknowledged() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, p := range l.published {
-		if p.outcome == OK {
-			ok++
-		}
-	}
-	seen := map[Message]bool{}
-	for _, d := range l.deliveries[subscription] {
-		seen[d.message] = true
-	}
-	return ok, len(seen)
+	return l.ok
+}
+
+// Missing tells how many publishes that ended OK a subscription has not got yet.
+func (l *Log) Missing(subscription string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.ok - l.subLocked(subscription).gotOK
 }
 
 // Verdict counts what was found; Problems describes the first few of each kind.
@@ -136,6 +159,7 @@ type Verdict struct {
 	Published   int
 	OK          int
 	Unknown     int
+	Failed      int
 	Delivered   map[string]int // distinct messages by subscription
 	Lost        int            // acknowledged, never delivered
 	Duplicated  int            // at two positions, or again after its ack was answered
@@ -153,8 +177,8 @@ func (v *Verdict) Bad() bool {
 }
 
 func (v *Verdict) String() string {
-	s := fmt.Sprintf("published %d (ok %d, unknown %d), delivered %v, lost %d, duplicated %d, out of order %d, invented %d, refused but delivered %d, redelivered %d, longest publish gap %s",
-		v.Published, v.OK, v.Unknown, v.Delivered, v.Lost, v.Duplicated, v.Reordered, v.Invented, v.Undead, v.Redelivered, v.LongestGap.Round(time.Millisecond))
+	s := fmt.Sprintf("published %d (ok %d, unknown %d, refused %d), delivered %v, lost %d, duplicated %d, out of order %d, invented %d, refused but delivered %d, redelivered %d, longest publish gap %s",
+		v.Published, v.OK, v.Unknown, v.Failed, v.Delivered, v.Lost, v.Duplicated, v.Reordered, v.Invented, v.Undead, v.Redelivered, v.LongestGap.Round(time.Millisecond))
 	return strings.Join(append([]string{s}, v.Problems...), "\n  ")
 }
 
@@ -176,6 +200,8 @@ func (l *Log) Check(subscriptions []string, ordered []string) *Verdict {
 			v.OK++
 		case Unknown:
 			v.Unknown++
+		case Failed:
+			v.Failed++
 		}
 	}
 	contents := map[string]Message{} // by position, over all subscriptions
@@ -192,7 +218,7 @@ func (l *Log) checkSubscription(v *Verdict, sub string, inOrder bool, contents m
 	}
 	first := map[Message]string{} // position of the first delivery
 	highest := map[stream]int{}
-	for _, d := range l.deliveries[sub] {
+	for _, d := range l.subLocked(sub).deliveries {
 		p, known := l.published[d.message]
 		switch {
 		case !known:

@@ -48,6 +48,34 @@ func TestEachAnomalyIsFound(t *testing.T) {
 	}
 }
 
+// TestMissingCountsWhatIsStillToCome shows the count of acknowledged messages
+// that a subscription has not got, in either order of answer and delivery.
+func TestMissingCountsWhatIsStillToCome(t *testing.T) {
+	l := New()
+	missing := func(want int) {
+		t.Helper()
+		if got := l.Missing("s"); got != want {
+			t.Fatalf("missing %d, want %d", got, want)
+		}
+	}
+	missing(0)
+	l.Published(Message{"p", 1}, OK, "1:1")
+	missing(1)
+	l.Delivered("s", Message{"p", 1}, 0, "1:1")
+	l.Delivered("s", Message{"p", 1}, 0, "1:1")
+	missing(0)
+	l.Delivered("s", Message{"p", 2}, 0, "1:2")
+	missing(0)
+	l.Published(Message{"p", 2}, OK, "1:2")
+	l.Published(Message{"p", 3}, Unknown, "")
+	missing(0)
+	l.Published(Message{"p", 4}, OK, "1:4")
+	missing(1)
+	if got := l.Acknowledged(); got != 3 {
+		t.Fatalf("acknowledged %d, want 3", got)
+	}
+}
+
 // TestPayloadNamesItsMessage shows that a payload can be parsed back.
 func TestPayloadNamesItsMessage(t *testing.T) {
 	m := Message{"producer-2", 77}

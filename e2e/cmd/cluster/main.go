@@ -57,6 +57,9 @@ func up(dir, binary string, portBase int) error {
 	if err != nil {
 		return err
 	}
+	if err := cluster.Supervise(dir); err != nil {
+		return err
+	}
 	// Also what `cluster start` started meanwhile.
 	defer func() {
 		c.Stop()
