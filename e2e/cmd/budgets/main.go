@@ -27,6 +27,7 @@ type settings struct {
 	rounds                 int
 	duration, warmup, idle time.Duration
 	fresh                  bool
+	memory                 string
 	output                 string
 }
 
@@ -42,6 +43,7 @@ func parse(args []string, errs io.Writer) (settings, error) {
 	flags.DurationVar(&s.warmup, "warmup", 3*time.Second, "how long each runs before that")
 	flags.DurationVar(&s.idle, "idle", 5*time.Second, "how long a node idles before its memory is looked at")
 	flags.BoolVar(&s.fresh, "fresh", true, "the bare chain's log goes on into new files, as that of a node does that was just started; false: it goes round in old ones")
+	flags.StringVar(&s.memory, "memory", "512MiB", "--memory of nodes that are published to: caches fill up, and the kernel hands out their pages, within the warm-up rather than while measuring; empty: the nodes' default")
 	flags.StringVar(&s.output, "o", "table", "table or json")
 	if err := flags.Parse(args); err != nil {
 		return s, err
@@ -62,6 +64,14 @@ type plan struct {
 	size, fresh, again, rss, command *budget
 	cluster, standalone, small       *share
 	steadyP50, steadyP99, one        *budget
+}
+
+// memoryArgs are the flags of every process that caches.
+func (s settings) memoryArgs() []string {
+	if s.memory == "" {
+		return nil
+	}
+	return []string{"--memory", s.memory}
 }
 
 func newPlan() *plan {

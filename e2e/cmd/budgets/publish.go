@@ -80,7 +80,7 @@ func (p *plan) threeProcesses(ctx context.Context, s settings) (err error) {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	c, err := cluster.New(dir, s.binary, cluster.Shape{Bookies: 1, Brokers: 1, BrokerArgs: []string{"--copies", "1"}})
+	c, err := cluster.New(dir, s.binary, cluster.Shape{Bookies: 1, Brokers: 1, ExtraArgs: s.memoryArgs(), BrokerArgs: []string{"--copies", "1"}})
 	if err != nil {
 		return err
 	}
@@ -127,7 +127,7 @@ func (p *plan) oneProcess(ctx context.Context, s settings) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	n, err := startNode(ctx, s.binary, dir)
+	n, err := startNode(ctx, s.binary, dir, s.memoryArgs()...)
 	if err != nil {
 		return err
 	}

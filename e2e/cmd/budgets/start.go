@@ -25,7 +25,7 @@ type node struct {
 }
 
 // startNode starts a standalone node on dir and waits until it is ready.
-func startNode(ctx context.Context, binary, dir string) (*node, error) {
+func startNode(ctx context.Context, binary, dir string, args ...string) (*node, error) {
 	ports, err := freePorts(2)
 	if err != nil {
 		return nil, err
@@ -37,8 +37,8 @@ func startNode(ctx context.Context, binary, dir string) (*node, error) {
 	if n.log, err = os.Create(filepath.Join(dir, "log")); err != nil {
 		return nil, err
 	}
-	n.cmd = exec.Command(binary, "standalone", "--data-dir", filepath.Join(dir, "data"),
-		"--grpc-port", fmt.Sprint(ports[0]), "--http-port", fmt.Sprint(ports[1]))
+	n.cmd = exec.Command(binary, append([]string{"standalone", "--data-dir", filepath.Join(dir, "data"),
+		"--grpc-port", fmt.Sprint(ports[0]), "--http-port", fmt.Sprint(ports[1])}, args...)...)
 	n.cmd.Stdout, n.cmd.Stderr = n.log, n.log
 	began := time.Now()
 	if err := n.cmd.Start(); err != nil {
