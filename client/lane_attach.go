@@ -245,6 +245,12 @@ func (l *lane) refused(from *link, r *brokerv1.PublishRefused) {
 		return
 	}
 	code := r.GetCode()
+	if b := l.pending[0]; !l.recall && r.GetSequenceId() > b.last {
+		l.doubtLocked()
+		l.leaveLocked(fmt.Errorf("refusal of sequence %d before the answer to %d: %w", r.GetSequenceId(), b.last, ErrInternal), "")
+		l.mu.Unlock()
+		return
+	}
 	if l.recall || l.held && code == brokerv1.Code_CODE_UNAVAILABLE {
 		l.recalledLocked()
 		l.mu.Unlock()

@@ -220,6 +220,30 @@ func TestRefusalForGood(t *testing.T) {
 	})
 }
 
+// Shows that a refusal that comes before the answer to an earlier batch is not
+// taken for that answer: the earlier batch is stored, and must not be reported as
+// refused.
+func TestRefusalOfALaterBatch(t *testing.T) {
+	world(t, 1, func(t *testing.T, ctx context.Context, cluster *faketest.Cluster) {
+		c := connect(t, ctx, cluster)
+		defer closing(t, ctx, c)
+		p := must[*client.Producer](t)(c.Producer(ctx, "t", client.WithBatchLimit(1<<10, 1)))
+		cluster.LoseNextReceipt(long + "t")
+		first := p.SendAsync(ctx, client.Message{Value: []byte("0")})
+		synctest.Wait()
+		cluster.Refuse(long+"t", brokerv1.Code_CODE_QUOTA)
+		second := p.SendAsync(ctx, client.Message{Value: []byte("1")})
+		synctest.Wait()
+		if _, err := first.Wait(ctx); err != nil {
+			t.Errorf("the message that is stored: %v", err)
+		}
+		if _, err := second.Wait(ctx); err != nil {
+			t.Errorf("the message sent again: %v", err)
+		}
+		checkOrder(t, cluster.Messages("t"), 2)
+	})
+}
+
 // Shows that a refusal is no proof for a batch whose earlier attempt was not
 // answered: it may be stored, as it is here.
 func TestRefusalAfterALostAnswer(t *testing.T) {

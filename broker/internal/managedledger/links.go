@@ -9,13 +9,9 @@ import (
 	"github.com/magnetar-io/magnetar/broker/internal/position"
 )
 
-var (
-	// ErrBeyondEnd reports a position after the end of what the topic holds. From a
-	// durable cursor it is damage: the topic is refused, the cursor never clamped.
-	ErrBeyondEnd = errors.New("managedledger: position beyond the end of the topic")
-	// ErrTrimmed reports a read of an entry that was trimmed away.
-	ErrTrimmed = errors.New("managedledger: entry is trimmed")
-)
+// ErrBeyondEnd reports a position after the end of what the topic holds. From a
+// durable cursor it is damage: the topic is refused, the cursor never clamped.
+var ErrBeyondEnd = errors.New("managedledger: position beyond the end of the topic")
 
 // links is a chain, oldest first: pure arithmetic over positions.
 //

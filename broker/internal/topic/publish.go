@@ -48,8 +48,9 @@ type Receipt struct {
 	Duplicate bool
 }
 
-// Sink is told what becomes of a producer's batches. Receipts come in the order
-// the batches were published. Its methods must not block, may be called on any
+// Sink is told what becomes of a producer's batches. Receipts and refusals come in
+// the order the batches were published; a hold comes at once, its end only after
+// the refusals that it is to blame for. Its methods must not block, may be called on any
 // goroutine with the topic's lock held, and must not call the topic.
 type Sink interface {
 	// Opened is the first call, from within OpenProducer or later. stored: last is
@@ -83,8 +84,10 @@ type Producer struct {
 	// resumes there.
 	stopped   bool
 	resumeAt  uint64 // first sequence id of the batch refused
-	waiting   int    // batches without an answer
+	waiting   int    // batches taken and without an outcome
 	waitBytes int
+	latest    *pending // the last of them to be answered; of meaning while waiting > 0
+	behind    int      // refusals that wait for batches published before
 }
 
 // Batch is a producer part in a buffer that has entry.BrokerPartRoom bytes of
@@ -99,9 +102,17 @@ type pending struct {
 	last     uint64 // sequence id
 	messages int
 	bytes    int
+	number   uint64      // rises along the topic
 	waiters  []*Producer // who wants the answer: the sender, and those who sent it again
+	behind   []refused   // refusals to be told after it
 
 	received, appended time.Time // off the stream; to the ledger's writer
+}
+
+// refused is a refusal on its way to its producer.
+type refused struct {
+	producer *Producer
+	refusal  Refusal
 }
 
 // Publish takes a batch, or refuses it through the sink. It never waits.
@@ -129,10 +140,6 @@ func (p *Producer) Publish(b Batch) {
 		err = fmt.Errorf("%w: transactions and markers are not taken here", ErrInvalid)
 	case h.Messages > cursor.MaxBits:
 		err = fmt.Errorf("%w: %d messages in a batch, at most %d", ErrTooLarge, h.Messages, cursor.MaxBits)
-	case h.RoutingVersion != 0 && h.RoutingVersion < t.opts.RoutingVersion:
-		err = fmt.Errorf("%w: version %d, the topic is at %d", ErrStaleRouting, h.RoutingVersion, t.opts.RoutingVersion)
-	case len(part) > t.opts.MaxMessageBytes+entry.MaxHeaderBytes:
-		err = fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, len(part), t.opts.MaxMessageBytes)
 	}
 	if err != nil {
 		p.refuse(h.SequenceID, h.HighestSequence, err)
@@ -159,6 +166,9 @@ func (p *Producer) refuseUnread(err error) {
 	p.refuseLocked(next, next, Refusal{Err: err})
 }
 
+// refuseLocked tells the producer of a refusal once all it published before is
+// answered: producers take an answer for that of their oldest batch. One that
+// goes on publishing what is refused, while an outcome is awaited, is ended.
 func (p *Producer) refuseLocked(first, last uint64, r Refusal) {
 	if p.closed {
 		return
@@ -167,8 +177,40 @@ func (p *Producer) refuseLocked(first, last uint64, r Refusal) {
 		p.stopped, p.resumeAt = true, first
 	}
 	r.Sequence = last
-	p.topic.opts.Metrics.refused.Inc()
-	p.sink.Refused(r)
+	t := p.topic
+	t.opts.Metrics.refused.Inc()
+	switch {
+	case p.waiting == 0:
+		p.sink.Refused(r)
+	case p.behind == producer.Window:
+		delete(t.open, p.name)
+		t.producers.Close(p.name, false)
+		t.endProducerLocked(p, fmt.Errorf("%w: %d refusals wait to be heard", ErrOverCredit, p.behind))
+	default:
+		p.behind++
+		p.latest.behind = append(p.latest.behind, refused{p, r})
+	}
+}
+
+// awaitLocked has p told the outcome of w.
+func (p *Producer) awaitLocked(w *pending) {
+	if p.waiting == 0 || w.number > p.latest.number {
+		p.latest = w
+	}
+	w.waiters = append(w.waiters, p)
+	p.waiting, p.waitBytes = p.waiting+1, p.waitBytes+w.bytes
+}
+
+// rules are those that may change between a batch and its retry. They are for
+// batches that are new: what was taken once keeps the outcome it had.
+func (t *Topic) rules(h entry.Header, partBytes int) error {
+	switch {
+	case h.RoutingVersion != 0 && h.RoutingVersion < t.opts.RoutingVersion:
+		return fmt.Errorf("%w: version %d, the topic is at %d", ErrStaleRouting, h.RoutingVersion, t.opts.RoutingVersion)
+	case partBytes > t.opts.MaxMessageBytes+entry.MaxHeaderBytes:
+		return fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, partBytes, t.opts.MaxMessageBytes)
+	}
+	return nil
 }
 
 // take judges the order, gives the entry its index and time, and appends it.
@@ -204,15 +246,17 @@ func (t *Topic) take(p *Producer, h entry.Header, b Batch, partCRC uint32, recei
 		return
 	case producer.InFlight:
 		p.stopped = false
-		w := answer.Tag.(*pending)
-		w.waiters = append(w.waiters, p)
-		p.waiting, p.waitBytes = p.waiting+1, p.waitBytes+w.bytes
+		p.awaitLocked(answer.Tag.(*pending))
 		return
 	case producer.OutOfOrder:
 		p.refuseLocked(first, last, Refusal{Err: ErrOutOfOrder, HasExpected: answer.HasExpected, Expected: answer.Expected})
 		return
 	case producer.TooMany:
 		p.refuseLocked(first, last, Refusal{Err: ErrOverCredit})
+		return
+	}
+	if err := t.rules(h, partBytes); err != nil {
+		p.refuseLocked(first, last, Refusal{Err: err})
 		return
 	}
 	t.appendLocked(p, order, h, b, partCRC, received)
@@ -232,7 +276,7 @@ func (t *Topic) appendLocked(p *Producer, order producer.Batch, h entry.Header, 
 	body := b.Buffer[room:]
 	w := &pending{
 		producer: p.name, last: order.Last, messages: h.Messages,
-		bytes: len(b.Buffer) - entry.BrokerPartRoom, waiters: []*Producer{p},
+		bytes: len(b.Buffer) - entry.BrokerPartRoom, number: t.taken,
 		received: received, appended: appended,
 	}
 	err := t.ledger.Append(managedledger.Add{
@@ -246,7 +290,8 @@ func (t *Topic) appendLocked(p *Producer, order producer.Batch, h entry.Header, 
 		return
 	}
 	p.stopped = false
-	p.waiting, p.waitBytes = p.waiting+1, p.waitBytes+w.bytes
+	p.awaitLocked(w)
+	t.taken++
 	t.nextIndex += uint64(h.Messages)
 	t.lastTime = now
 	t.producers.Taken(p.name, order, w)
@@ -306,6 +351,11 @@ func (t *Topic) appended(at position.Position, err error) {
 			p.sink.Receipt(Receipt{Sequence: w.last, Position: at, Duplicate: i > 0})
 		}
 	}
+	for _, r := range w.behind {
+		if r.producer.behind--; !r.producer.closed {
+			r.producer.sink.Refused(r.refusal)
+		}
+	}
 	t.openedLocked(w.producer)
 	if t.flying <= t.opts.ResumeBytes {
 		t.resumeLocked()
@@ -328,12 +378,16 @@ func (t *Topic) releaseHeld() {
 	}
 }
 
-// resumeLocked lets the producers on hold go on.
+// resumeLocked lets the producers on hold go on, save those that have refusals to
+// hear first: an outcome that is awaited brings these.
 func (t *Topic) resumeLocked() {
+	var later []*Producer
 	for _, p := range t.held {
-		if p.held = false; !p.closed {
+		if p.behind > 0 && !p.closed {
+			later = append(later, p)
+		} else if p.held = false; !p.closed {
 			p.sink.Hold(false, "")
 		}
 	}
-	t.held = nil
+	t.held = later
 }

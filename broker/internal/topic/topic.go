@@ -115,6 +115,7 @@ type Topic struct {
 	open      map[string]*Producer // by name
 	inFlight  []*pending           // appended, no outcome yet, oldest first
 	flying    int64                // bytes in inFlight
+	taken     uint64               // counts what was appended
 	held      []*Producer          // told to hold, and not yet to go on
 	release   *time.Timer          // set while held waits and nothing is in flight
 	forgotten uint64               // producers, as far as it was made known
