@@ -160,10 +160,11 @@ func (n *Node) start(ctx context.Context) error {
 	return nil
 }
 
-// openDir makes and locks the data directory.
+// openDir makes and locks the data directory. Its name is on disk before anything
+// is stored under it: else a power cut takes all of it, whatever was synced inside.
 func (n *Node) openDir() error {
 	dir := n.opts.DataDir
-	if err := n.opts.FS.MkdirAll(dir); err != nil {
+	if err := vfs.MkdirAllSync(n.opts.FS, dir); err != nil {
 		return fmt.Errorf("data directory %s: %w", dir, err)
 	}
 	lock, err := n.opts.FS.Lock(filepath.Join(dir, "LOCK"))
