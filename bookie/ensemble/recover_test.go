@@ -227,6 +227,9 @@ func TestRuleR9_RecoveryMovesToAnotherBookie(t *testing.T) {
 		e.Envelope.BodyCRC, e.Envelope.TotalBytes = sum(e.Body), e.Envelope.TotalBytes+int64(len(e.Body))
 		s.cluster.Named(members[0]).Put(e)
 		for _, m := range members[1:] {
+			// The one that has it speaks first: two that surely lack it would end the
+			// ledger before it, rightly, as it was never acknowledged (R8).
+			s.cluster.Named(m).SetLatency(time.Millisecond)
 			s.cluster.Named(m).OnAdd(func(ledger.Add) ensembletest.AddFault {
 				if md := s.recordNow(w.ID()); len(md.Fragments) != 1 || !ledger.SameFragment(md.Last(), s.original(w)) {
 					t.Errorf("the record names the new bookies before it is closed: %v", md.Fragments)
