@@ -155,6 +155,7 @@ type Broker struct {
 
 	mu      sync.Mutex
 	bundles map[bundle.Bundle]*ownedBundle // open
+	endings int                            // how often another broker ended this one's session
 }
 
 // backgroundOpens bounds the topics that one broker opens in the background at a
@@ -288,14 +289,54 @@ func (b *Broker) bundle(bd bundle.Bundle) *ownedBundle {
 	return b.bundles[bd]
 }
 
+// sessionsEnded is how often another broker ended this one's session. Take it
+// before Session, and pass it to admit: what was begun under a session that was
+// ended meanwhile is not served.
+func (b *Broker) sessionsEnded() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.endings
+}
+
+// admit puts a bundle among those that are open, unless it was lost while it was
+// being opened, or a session was ended since endings was taken. It says which; one
+// that was not admitted is for the caller to abandon.
+func (b *Broker) admit(o *ownedBundle, endings int) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if o.gone || b.endings != endings {
+		return false
+	}
+	b.bundles[o.bundle] = o
+	return true
+}
+
 // take takes a bundle out of those that are open, for the caller to close; nil:
 // it is not open here.
 func (b *Broker) take(bd bundle.Bundle) *ownedBundle {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	o := b.bundles[bd]
-	delete(b.bundles, bd)
+	if o != nil {
+		o.gone = true
+		delete(b.bundles, bd)
+	}
 	return o
+}
+
+// takeAll is take for all bundles, after another broker has ended the session;
+// those that are being opened are not admitted any more.
+func (b *Broker) takeAll() []*ownedBundle {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.endings++
+	var all []*ownedBundle
+	for bd, o := range b.bundles {
+		o.gone = true
+		all = append(all, o)
+		delete(b.bundles, bd)
+	}
+	return all
 }
 
 // drop ends a bundle that cannot go on. It may be called from any of the bundle's
@@ -304,8 +345,12 @@ func (b *Broker) take(bd bundle.Bundle) *ownedBundle {
 func (b *Broker) drop(o *ownedBundle, reason error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.bundles[o.bundle] != o {
+	if o.gone {
 		return
+	}
+	o.gone = true
+	if b.bundles[o.bundle] != o {
+		return // it is being opened, and will not be admitted
 	}
 	delete(b.bundles, o.bundle)
 	b.loops.Go(func() {

@@ -44,13 +44,29 @@ type ownedBundle struct {
 	work     sync.WaitGroup // goroutines of the bundle
 	deleting sync.Mutex     // held by the one that finishes deletions
 
+	// gone: it was taken out of the broker's bundles, or lost before it came among
+	// them. Guarded by Broker.mu.
+	gone bool
+	// renewing holds a token when free. Whoever writes the owner record has it until
+	// held is that record, and so has whoever compares the two.
+	renewing chan struct{}
+
 	mu     sync.Mutex
-	guard  []meta.Cond
+	held   holding
 	topics map[topicname.Name]*ownedTopic
 	leave  error // why no more topics are opened; nil while owned
 	// undeleted: a deletion was broken off and is to be taken up again.
 	undeleted bool
 }
+
+// holding is the owner record that this broker wrote last for a bundle.
+type holding struct {
+	guard []meta.Cond // the record, then this broker's session
+	epoch uint64
+}
+
+// revision of the owner record.
+func (h holding) revision() meta.Revision { return h.guard[0].Revision }
 
 // ownedTopic is a topic of the bundle: being opened, open, or being closed.
 type ownedTopic struct {
@@ -66,14 +82,14 @@ type ownedTopic struct {
 	gone      chan struct{}
 }
 
-// openBundle takes up a bundle whose owner record this broker has just written;
-// guard is that record's revision and this broker's session.
-func (b *Broker) openBundle(ctx context.Context, bd bundle.Bundle, guard []meta.Cond) (*ownedBundle, error) {
+// openBundle takes up a bundle whose owner record this broker holds.
+func (b *Broker) openBundle(ctx context.Context, bd bundle.Bundle, held holding) (*ownedBundle, error) {
 	o := &ownedBundle{
-		b: b, bundle: bd, guard: guard, topics: map[topicname.Name]*ownedTopic{},
+		b: b, bundle: bd, held: held, renewing: make(chan struct{}, 1), topics: map[topicname.Name]*ownedTopic{},
 		log:   b.log.With("bundle", bd.String()),
 		shelf: bundlelog.NewShelf(topic.Ends),
 	}
+	o.renewing <- struct{}{}
 	o.ctx, o.cancel = context.WithCancelCause(context.Background())
 	b.ids.Discard() // ids of a chain rise across owners
 	journal, err := bundlelog.Open(ctx, bundlelog.Options{
@@ -93,17 +109,19 @@ func (b *Broker) openBundle(ctx context.Context, bd bundle.Bundle, guard []meta.
 }
 
 // conds is the guard of every transaction made as owner.
-func (o *ownedBundle) conds() []meta.Cond {
+func (o *ownedBundle) conds() []meta.Cond { return o.holding().guard }
+
+func (o *ownedBundle) holding() holding {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.guard
+	return o.held
 }
 
-// setGuard takes over the record that a renewed session wrote.
-func (o *ownedBundle) setGuard(guard []meta.Cond) {
+// hold takes over the record that a renewed session wrote.
+func (o *ownedBundle) hold(held holding) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.guard = guard
+	o.held = held
 }
 
 // topic returns a topic of the bundle, opening it if need be.
@@ -313,7 +331,16 @@ func (o *ownedBundle) checkOwned(cause error) {
 
 // stillOurs reports whether the owner record is the one this broker wrote. A
 // session that lapsed meanwhile does not matter: it is renewed (M5).
+//
+// Not while it is being renewed: between the store's write and the answer the
+// record is ours and not yet the one that is held.
 func (o *ownedBundle) stillOurs(ctx context.Context) (bool, error) {
+	select {
+	case <-o.renewing:
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+	defer func() { o.renewing <- struct{}{} }()
 	owner := o.conds()[0]
 	kv, err := o.b.opts.Store.Get(ctx, owner.Key)
 	return err == nil && kv.Revision == owner.Revision, err

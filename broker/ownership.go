@@ -85,7 +85,8 @@ func (w *ownership) nudge() {
 func (w *ownership) run() {
 	for {
 		viewChanged, sessionChanged := w.b.opts.View.Changed(), w.registration.Changed()
-		w.act(w.b.opts.View.Snapshot(), w.registration.Session())
+		endings := w.b.sessionsEnded()
+		w.act(w.b.opts.View.Snapshot(), w.registration.Session(), endings)
 		select {
 		case <-w.b.ctx.Done():
 			return
@@ -97,20 +98,25 @@ func (w *ownership) run() {
 	}
 }
 
-// act does what a picture of the cluster asks for.
-func (w *ownership) act(s *discovery.Snapshot, session string) {
+// act does what a picture of the cluster asks for. endings is that of before
+// session was read.
+func (w *ownership) act(s *discovery.Snapshot, session string, endings int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.leaving || session == "" {
 		return
 	}
+	for _, o := range w.b.owned() {
+		if !w.moving[o.bundle] {
+			w.compareLocked(o, s, session)
+		}
+	}
 	for _, info := range s.Bundles {
-		o := w.b.bundle(info.Bundle)
-		switch mine := info.Owner.Broker == w.b.opts.ID && info.Owner.Session == session; {
-		case o != nil && !mine && info.Owner.Broker != w.b.opts.ID && info.Revision > o.conds()[0].Revision:
-			w.b.drop(o, fmt.Errorf("%w: %s", errMoved, info.Owner.Broker))
-		case o == nil && mine && info.Revision > w.given[info.Bundle]: // handed to this broker, or opening it failed before
-			w.moveLocked(info.Bundle, func(ctx context.Context) { w.open(ctx, info.Bundle, info.Revision) })
+		mine := info.Owner.Broker == w.b.opts.ID && info.Owner.Session == session
+		if mine && w.b.bundle(info.Bundle) == nil && info.Revision > w.given[info.Bundle] { // handed to this broker, or opening it failed before
+			w.moveLocked(info.Bundle, func(ctx context.Context) {
+				w.open(ctx, info.Bundle, w.holding(info.Bundle, info.Revision, info.Owner.Epoch), endings)
+			})
 		}
 	}
 	for _, a := range discovery.Decide(s, w.b.opts.ID, session) {
@@ -119,10 +125,31 @@ func (w *ownership) act(s *discovery.Snapshot, session string) {
 		case a.GiveUp && o != nil:
 			w.moveLocked(a.Bundle, func(ctx context.Context) { w.handOver(ctx, a.Bundle, a.To, a.Reason) })
 		case !a.GiveUp && o != nil:
-			w.moveLocked(a.Bundle, func(ctx context.Context) { w.renew(ctx, o, a, session) })
+			if a.Revision == o.holding().revision() { // else the view is behind
+				w.moveLocked(a.Bundle, func(ctx context.Context) { w.renew(ctx, o, a, session) })
+			}
 		case !a.GiveUp:
-			w.moveLocked(a.Bundle, func(ctx context.Context) { w.claim(ctx, a, session) })
+			w.moveLocked(a.Bundle, func(ctx context.Context) { w.claim(ctx, a, session, endings) })
 		}
+	}
+}
+
+// compareLocked drops an open bundle whose record is not what this broker wrote
+// last, also when it names this broker: it may have been another's in between,
+// which the view, being behind, did not show. Only the record of the very next
+// epoch is surely of this broker's own making, a renewal whose answer was lost:
+// another owner would have needed one of its own first.
+func (w *ownership) compareLocked(o *ownedBundle, s *discovery.Snapshot, session string) {
+	info, held := s.Bundles[o.bundle.String()], o.holding()
+	switch {
+	case info.Revision <= held.revision():
+		if info.Revision == 0 && s.Revision >= held.revision() && !s.RolledBack {
+			w.b.drop(o, fmt.Errorf("%w: its owner record was deleted", errMoved))
+		}
+	case info.Owner == catalog.Owner{Broker: w.b.opts.ID, Session: session, Epoch: held.epoch + 1}:
+		o.hold(w.holding(o.bundle, info.Revision, info.Owner.Epoch))
+	default:
+		w.b.drop(o, fmt.Errorf("%w: %s", errMoved, info.Owner.Broker))
 	}
 }
 
@@ -142,31 +169,35 @@ func (w *ownership) moveLocked(bd bundle.Bundle, f func(context.Context)) {
 }
 
 // claim takes a bundle by compare-and-swap of its owner record, then opens it.
-func (w *ownership) claim(ctx context.Context, a discovery.Action, session string) {
+func (w *ownership) claim(ctx context.Context, a discovery.Action, session string, endings int) {
 	rev, err := w.write(ctx, a.Bundle, a.Revision, catalog.Owner{Broker: w.b.opts.ID, Session: session, Epoch: a.Epoch + 1})
 	if err != nil {
 		return
 	}
 	w.b.log.Debug("bundle taken", "bundle", a.Bundle.String(), "epoch", a.Epoch+1, "reason", a.Reason)
-	w.open(ctx, a.Bundle, rev)
+	w.open(ctx, a.Bundle, w.holding(a.Bundle, rev, a.Epoch+1), endings)
 }
 
 // renew writes the present session into the owner record that an earlier session
 // of this broker wrote (M5); the bundle goes on as if nothing had happened. Only
 // the very record that this process wrote is replaced.
 func (w *ownership) renew(ctx context.Context, o *ownedBundle, a discovery.Action, session string) {
-	if a.Revision != o.conds()[0].Revision {
-		return // the view is behind, or the record moved on
+	select {
+	case <-o.renewing:
+	case <-ctx.Done():
+		return
 	}
+	defer func() { o.renewing <- struct{}{} }()
 	rev, err := w.write(ctx, a.Bundle, a.Revision, catalog.Owner{Broker: w.b.opts.ID, Session: session, Epoch: a.Epoch + 1})
 	if err == nil {
-		o.setGuard(w.guard(a.Bundle, rev))
+		o.hold(w.holding(a.Bundle, rev, a.Epoch+1))
 	}
 }
 
-// guard is what every transaction made as owner of a bundle compares (M1).
-func (w *ownership) guard(bd bundle.Bundle, rev meta.Revision) []meta.Cond {
-	return []meta.Cond{{Key: w.b.opts.Layout.BundleOwner(bd.String()), Revision: rev}, w.registration.Cond()}
+// holding is what stands of an owner record that this broker wrote. Its guard is
+// what every transaction made as owner of the bundle compares (M1).
+func (w *ownership) holding(bd bundle.Bundle, rev meta.Revision, epoch uint64) holding {
+	return holding{epoch: epoch, guard: []meta.Cond{{Key: w.b.opts.Layout.BundleOwner(bd.String()), Revision: rev}, w.registration.Cond()}}
 }
 
 // write replaces the owner record at revision from. An error was logged, unless
@@ -190,12 +221,13 @@ func (w *ownership) pause(ctx context.Context) {
 	}
 }
 
-// open opens a bundle whose owner record, at rev, names this broker's session.
-// When it fails the record stays, and the loop tries again.
-func (w *ownership) open(ctx context.Context, bd bundle.Bundle, rev meta.Revision) {
+// open opens a bundle whose owner record names this broker's session. When it
+// fails, or the bundle is lost meanwhile, the record stays, and the loop tries
+// again.
+func (w *ownership) open(ctx context.Context, bd bundle.Bundle, held holding, endings int) {
 	opening, cancel := context.WithTimeout(ctx, w.b.opts.OpenTimeout)
 	defer cancel()
-	o, err := w.b.openBundle(opening, bd, w.guard(bd, rev))
+	o, err := w.b.openBundle(opening, bd, held)
 	if err != nil {
 		if ctx.Err() == nil {
 			w.b.log.Warn("bundle cannot be opened yet", "bundle", bd.String(), "error", err)
@@ -203,9 +235,9 @@ func (w *ownership) open(ctx context.Context, bd bundle.Bundle, rev meta.Revisio
 		}
 		return
 	}
-	w.b.mu.Lock()
-	w.b.bundles[bd] = o
-	w.b.mu.Unlock()
+	if !w.b.admit(o, endings) {
+		o.abandon(errMoved)
+	}
 }
 
 // handOver gives a bundle to another broker: it stops serving it, makes all of it
@@ -220,16 +252,13 @@ func (w *ownership) handOver(ctx context.Context, bd bundle.Bundle, to discovery
 	if err := o.close(closing, fmt.Errorf("%w: %s", errMoved, to.ID)); err != nil {
 		w.b.log.Warn("the bundle's log is left to its next owner to recover", "bundle", bd.String(), "error", err)
 	}
-	record := o.conds()[0]
+	held := o.holding()
+	record := held.guard[0]
 	kv, err := w.b.opts.Store.Get(closing, record.Key)
 	if err != nil || kv.Revision != record.Revision {
 		return err
 	}
-	was, err := catalog.DecodeOwner(kv)
-	if err != nil {
-		return err
-	}
-	rev, err := w.write(closing, bd, record.Revision, catalog.Owner{Broker: to.ID, Session: to.Session, Epoch: was.Epoch + 1})
+	rev, err := w.write(closing, bd, record.Revision, catalog.Owner{Broker: to.ID, Session: to.Session, Epoch: held.epoch + 1})
 	if err != nil {
 		return fmt.Errorf("hand bundle %s to %q: %w", bd, to.ID, err)
 	}
@@ -240,12 +269,11 @@ func (w *ownership) handOver(ctx context.Context, bd bundle.Bundle, to discovery
 	return nil
 }
 
-// dropAll drops every bundle and returns when none is served any more.
+// dropAll drops every bundle and returns when none is served any more, or will
+// be under the present session.
 func (w *ownership) dropAll() {
-	for _, o := range w.b.owned() {
-		if w.b.take(o.bundle) == o {
-			o.abandon(errMoved)
-		}
+	for _, o := range w.b.takeAll() {
+		o.abandon(errMoved)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 
 	"github.com/magnetar-io/magnetar/discovery/bundle"
 	"github.com/magnetar-io/magnetar/discovery/internal/place"
+	"github.com/magnetar-io/magnetar/discovery/meta"
 )
 
 // Snapshot is a View at one moment. It does not change; its maps are shared and
@@ -15,6 +16,8 @@ type Snapshot struct {
 	At      time.Time             // when it was taken, by this process's clock
 	Brokers map[string]BrokerInfo // live ones, by id
 	Bundles map[string]BundleInfo // by name
+	// Revision of the store that Bundles shows.
+	Revision meta.Revision
 	// Lease and MinStay are the view's.
 	Lease   time.Duration
 	MinStay time.Duration
