@@ -23,9 +23,11 @@ type Action struct {
 // the same comes to a matching answer, so none has to lead.
 //
 // A bundle without an owner goes to the live broker that ranks first for it. One
-// whose owner's session is over goes there too, but only once current data was
-// watched for a whole lease: after a long outage every session has lapsed, and
-// brokers are given that time to come back and claim anew what they hold (M5). Of
+// whose owner is gone goes there too, but only once current data was watched for a
+// whole lease: after a long outage every session has lapsed, and brokers are given
+// that time to come back. An owner that is back, under another session than the
+// one it took the bundle in, is not gone: it alone claims the bundle anew, whoever
+// ranks first, and hands it over in order if another one does (M5). Of
 // a store that was rolled back nothing is taken over (M7). A broker that comes
 // anew gets its share from the others once it has been there for MinStay.
 //
@@ -51,13 +53,15 @@ func Decide(s *Snapshot, self, session string) []Action {
 				continue
 			}
 			a.GiveUp, a.To, a.Reason = true, s.Brokers[winner], "another broker ranks first"
-		case alive, place.Owner(name, s.ids) != self:
+		case alive:
 			continue
-		case b.Owner.Broker == "":
-			a.Reason = "it has no owner"
 		case b.Owner.Broker == self:
 			// Nobody is judged: that session's key is now this one's.
 			a.Reason = "an earlier session of this broker owned it"
+		case s.live(b.Owner.Broker), place.Owner(name, s.ids) != self:
+			continue
+		case b.Owner.Broker == "":
+			a.Reason = "it has no owner"
 		case s.Watched() < s.Lease:
 			continue
 		default:

@@ -157,6 +157,40 @@ func TestRuleM5_LongOutageMovesNothing(t *testing.T) {
 	}
 }
 
+// A broker whose session lapsed and that registered anew claims what it wrote
+// last, also a bundle that another one ranks first for: that one leaves it alone,
+// and gets it later, if at all, handed over in order.
+func TestRuleM5_LapsedSessionIsNoReasonToMove(t *testing.T) {
+	story(t, func(t *testing.T, c *cluster) {
+		a, b := c.start("a"), c.start("b")
+		c.settle(20 * time.Second)
+		time.Sleep(time.Minute)
+		before := a.reg.Session()
+		var name string
+		for name = range b.owns() {
+			break
+		}
+		held := b.owns()[name]
+		// a has it for now, as it had before b came.
+		owner := catalog.Owner{Broker: "a", Session: before, Epoch: held.Owner.Epoch + 1}
+		if _, err := WriteOwner(t.Context(), b.client, keys, b.reg.Cond(), held.Bundle, held.Revision, owner); err != nil {
+			t.Fatal(err)
+		}
+		c.until("a has it", time.Second, func() bool { _, has := a.owns()[name]; return has })
+		c.kill(a)
+		a = c.start("a") // in place of the lapsed session; it knows only what the record says
+		c.until("a has it again", time.Second, func() bool { _, has := a.owns()[name]; return has })
+		kv, err := c.store.Get(t.Context(), keys.BundleOwner(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if now, err := catalog.DecodeOwner(kv); err != nil || now.Broker != "a" || now.Epoch != owner.Epoch+1 {
+			t.Errorf("the record is %+v after %+v (%v)", now, owner, err)
+		}
+		c.settle(20 * time.Second) // in order, once it has been there for a while
+	})
+}
+
 // The bundles of a broker that dies go to those that rank next once its lease
 // ran out, and not before.
 func TestRuleM5_DeadBrokersBundlesAreTakenAfterItsLease(t *testing.T) {
@@ -440,7 +474,7 @@ func TestDecide(t *testing.T) {
 			set(s, catalog.Owner{Broker: winner, Session: "before"}, 9, time.Hour)
 			s.since = now.Add(-time.Second)
 		}, "take", ""},
-		{"earlier session of the other", func(s *Snapshot) { set(s, catalog.Owner{Broker: other, Session: "before"}, 9, time.Hour) }, "take", ""},
+		{"earlier session of the other", func(s *Snapshot) { set(s, catalog.Owner{Broker: other, Session: "before"}, 9, time.Hour) }, "", "take"},
 		{"rolled back", func(s *Snapshot) { s.RolledBack = true }, "", ""},
 		{"never listed", func(s *Snapshot) { s.since, s.heard = time.Time{}, time.Time{} }, "", ""},
 	} {

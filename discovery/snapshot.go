@@ -80,6 +80,12 @@ func (s *Snapshot) BundleOf(namespace string, hash uint32) (info BundleInfo, ok 
 	return s.Bundles[b.String()], true
 }
 
+// live reports whether a broker is registered, under whatever session.
+func (s *Snapshot) live(id string) bool {
+	_, ok := s.Brokers[id]
+	return ok
+}
+
 // OwnerOf returns the live broker that owns a bundle; ok is false when it has no
 // owner, or one whose session is over.
 func (s *Snapshot) OwnerOf(b BundleInfo) (owner BrokerInfo, ok bool) {
