@@ -97,7 +97,7 @@ budgets: build ## which budgets of one node are kept, beside the bare chain (5 m
 
 .PHONY: e2e
 e2e: ## kill processes under load, 21 rounds a shape (about 5 minutes, no root)
-	MAGNETAR_KILLS=21 $(GO) test -count=1 -timeout 30m -v -run 'TestKill' ./e2e
+	MAGNETAR_KILLS=21 MAGNETAR_PAUSES=10 $(GO) test -count=1 -timeout 40m -v -run "^Test(Kill|Pause|Bookies)" ./e2e
 
 .PHONY: demo
 demo: build ## Go's sources through a cluster with kills, every file checked (80 seconds, no root); DEMO_FLAGS=-rate=N

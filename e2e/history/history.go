@@ -119,6 +119,13 @@ func (l *Log) Published(m Message, o Outcome, position string) {
 	l.lastOK = now
 }
 
+// Rest says that publishing has ended for now: the next publish ends no gap.
+func (l *Log) Rest() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lastOK = time.Time{}
+}
+
 // Delivered records a message that a subscription got, in the order it got it.
 func (l *Log) Delivered(subscription string, m Message, partition int, position string) {
 	l.mu.Lock()
