@@ -28,7 +28,7 @@ func TestKillCluster(t *testing.T) {
 	shape.ExtraArgs = []string{"--memory", "128MiB"}
 	shape.BrokerArgs = []string{"--ledger-bytes", "1MiB"}
 	cl := startCluster(ctx, t, shape)
-	// Partitions lie on both brokers.
+	// Enough partitions for both brokers to own some, once both have been there for a while.
 	create := exec.CommandContext(ctx, buildBinary(t), "topic", "create", loadTopic, "--partitions", "8", "--server", cl.Server)
 	if out, err := create.CombinedOutput(); err != nil {
 		t.Fatalf("create the topic: %v\n%s", err, out)
