@@ -96,7 +96,7 @@ budgets: build ## which budgets of one node are kept, beside the bare chain (5 m
 	@$(GO) run ./e2e/cmd/budgets $(BUDGETS_FLAGS)
 
 .PHONY: e2e
-e2e: ## kill processes under load, 21 rounds a shape (about 5 minutes, no root)
+e2e: ## processes killed 21 times a shape, a broker stopped 10 times, bookies down, under load (3 to 5 minutes, no root)
 	MAGNETAR_KILLS=21 MAGNETAR_PAUSES=10 $(GO) test -count=1 -timeout 40m -v -run "^Test(Kill|Pause|Bookies)" ./e2e
 
 .PHONY: demo
