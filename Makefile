@@ -102,3 +102,7 @@ e2e: ## processes killed 21 times a shape, a broker stopped 10 times, bookies do
 .PHONY: demo
 demo: build ## Go's sources through a cluster with kills, every file checked (80 seconds, no root); DEMO_FLAGS=-rate=N
 	@$(GO) run ./e2e/cmd/demo -dir .run/demo -binary $(BIN)/magnetar $(DEMO_FLAGS)
+
+.PHONY: power-cuts
+power-cuts: ## cut a node's power 200 times under load, and once more without fsync, which must lose data (a minute)
+	MAGNETAR_POWERCUTS=200 $(GO) test -count=1 -timeout 60m -v -run '^TestPowerCut' ./internal/standalone
