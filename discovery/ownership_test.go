@@ -356,6 +356,18 @@ func TestRuleM7_RolledBackStoreIsNotActedOn(t *testing.T) {
 			if actions := Decide(s, n.id, n.reg.Session()); len(actions) != 0 {
 				t.Errorf("broker %s would act: %+v", n.id, actions)
 			}
+			// The same of a view in which something is to be done: a bundle that nobody
+			// owns, of whose owner the older store knows nothing.
+			s.Brokers = map[string]BrokerInfo{n.id: {ID: n.id, Session: n.reg.Session()}}
+			s.ids = []string{n.id}
+			for name, b := range s.Bundles {
+				b.Owner = catalog.Owner{}
+				s.Bundles = map[string]BundleInfo{name: b}
+				break
+			}
+			if actions := Decide(s, n.id, n.reg.Session()); len(actions) != 0 {
+				t.Errorf("broker %s would take what has no owner in the older store: %+v", n.id, actions)
+			}
 		}
 		for name := range served {
 			if _, still := a.owns()[name]; !still {
