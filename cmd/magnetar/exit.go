@@ -10,8 +10,10 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/magnetar-io/magnetar/bookie"
 	"github.com/magnetar-io/magnetar/client"
 	"github.com/magnetar-io/magnetar/discovery/meta"
+	"github.com/magnetar-io/magnetar/internal/vfs"
 )
 
 // Exit codes, the same for every command.
@@ -60,7 +62,7 @@ func exitCode(err error) int {
 	case errors.Is(err, context.DeadlineExceeded):
 		return exitTimeout
 	}
-	for _, row := range clientCodes {
+	for _, row := range errorCodes {
 		if errors.Is(err, row.err) {
 			return row.code
 		}
@@ -77,8 +79,9 @@ func exitCode(err error) int {
 	return exitError
 }
 
-// clientCodes are the exit codes of the client's errors.
-var clientCodes = []struct {
+// errorCodes are the exit codes of the client's errors, and of a data directory
+// that is not to be touched.
+var errorCodes = []struct {
 	err  error
 	code int
 }{
@@ -90,6 +93,10 @@ var clientCodes = []struct {
 	{client.ErrFenced, exitRefused},
 	{client.ErrQuota, exitRefused},
 	{client.ErrUnsupported, exitRefused},
+	{vfs.ErrLocked, exitRefused},
+	{bookie.ErrLocked, exitRefused},
+	{bookie.ErrNewer, exitRefused},
+	{bookie.ErrForeign, exitRefused},
 }
 
 // grpcCode is the status code anywhere in err's chain; Unknown if there is none.

@@ -2,9 +2,10 @@ package main
 
 import (
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
+
+	"github.com/magnetar-io/magnetar/client"
 )
 
 // place is where to start reading, as a person says it: earliest, latest, a
@@ -36,18 +37,8 @@ func parsePlace(text string) (place, error) {
 			return place{time: time.Now().Add(-d)}, nil
 		}
 	}
-	parts := strings.Split(text, ":")
-	if len(parts) == 3 || len(parts) == 4 {
-		var n [4]int64
-		n[3] = -1
-		for i, p := range parts {
-			v, err := strconv.ParseInt(p, 10, 64)
-			if err != nil {
-				return place{}, badPlace(text)
-			}
-			n[i] = v
-		}
-		return place{id: &placeID{n[0], n[1], int32(n[2]), int32(n[3])}}, nil
+	if id, err := client.ParseMessageID(text); err == nil {
+		return place{id: &placeID{id.Ledger, id.Entry, id.Partition, id.BatchIndex}}, nil
 	}
 	return place{}, badPlace(text)
 }

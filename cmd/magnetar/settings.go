@@ -163,18 +163,23 @@ func (s *settings) logger(name string, a *app) hclog.Logger {
 func (a *app) configCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "config", Short: "Settings and where they come from"}
 	explain := &cobra.Command{
-		Use:   "explain ROLE",
+		Use:   "explain [ROLE]",
 		Short: "Show each setting of a role, its value and where that came from",
 		Long: `Show each setting of a role (standalone, metadata, bookie, broker, discovery),
-its effective value and where that came from: default, file, environment or flag.`,
+its effective value and where that came from: default, file, environment or flag.
+Without a role: of standalone.`,
 		ValidArgs: []string{"standalone", "metadata", "bookie", "broker", "discovery"},
-		Args:      cobra.ExactArgs(1),
+		Args:      cobra.MaximumNArgs(1),
 	}
 	file := explain.Flags().String("config", "", "YAML `FILE` with settings")
 	explain.RunE = func(c *cobra.Command, args []string) error {
-		declare := declarations[args[0]]
+		role := "standalone"
+		if len(args) == 1 {
+			role = args[0]
+		}
+		declare := declarations[role]
 		if declare == nil {
-			return usagef(c, "no role %q; want standalone, metadata, bookie, broker or discovery", args[0])
+			return usagef(c, "no role %q; want standalone, metadata, bookie, broker or discovery", role)
 		}
 		s := declare()
 		s.file = *file
@@ -198,8 +203,16 @@ func (a *app) versionCommand() *cobra.Command {
 		Short: "Print the version",
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			_, err := fmt.Fprintln(a.out, versionText())
-			return err
+			if a.format == "" {
+				_, err := fmt.Fprintln(a.out, versionText())
+				return err
+			}
+			return printOne(a, thisVersion(), []column[versionView]{
+				{"version", func(v versionView) string { return v.Version }},
+				{"commit", func(v versionView) string { return v.Commit }},
+				{"go", func(v versionView) string { return v.Go }},
+				{"platform", func(v versionView) string { return v.Platform }},
+			})
 		},
 	}
 }
