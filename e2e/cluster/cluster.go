@@ -30,6 +30,7 @@ type Shape struct {
 	ExtraArgs []string // for every broker and bookie
 
 	BrokerArgs []string // for every broker besides
+	BookieArgs []string // for every bookie besides
 }
 
 // Default is what `make cluster` runs.
@@ -53,9 +54,9 @@ type Cluster struct {
 }
 
 type spec struct {
-	args  []string
-	grpc  string // address
-	ready string // URL that answers 200 once the process is ready
+	args []string
+	grpc string // address
+	http string // address
 }
 
 type process struct {
@@ -75,8 +76,9 @@ func New(dir, binary string, shape Shape) (*Cluster, error) {
 	meta := member("metadata", "metadata", "--data-dir", filepath.Join(c.Dir, "metadata", "data"))
 	for i := 1; i <= shape.Bookies; i++ {
 		name := fmt.Sprintf("bookie-%d", i)
-		member(name, "bookie", append([]string{"--id", name, "--metadata", meta.grpc,
-			"--data-dir", filepath.Join(c.Dir, name, "data")}, shape.ExtraArgs...)...)
+		args := append([]string{"--id", name, "--metadata", meta.grpc,
+			"--data-dir", filepath.Join(c.Dir, name, "data")}, shape.ExtraArgs...)
+		member(name, "bookie", append(args, shape.BookieArgs...)...)
 	}
 	for i := 1; i <= shape.Brokers; i++ {
 		name := fmt.Sprintf("broker-%d", i)
@@ -122,9 +124,9 @@ func plan(dir, binary string, portBase, processes int) (c *Cluster, next func() 
 // add plans a process that takes the ports for gRPC and HTTP as flags.
 func (c *Cluster) add(name string, ports [2]int, args ...string) spec {
 	s := spec{
-		args:  append(args, "--grpc-port", strconv.Itoa(ports[0]), "--http-port", strconv.Itoa(ports[1])),
-		grpc:  fmt.Sprintf("127.0.0.1:%d", ports[0]),
-		ready: fmt.Sprintf("http://127.0.0.1:%d/healthz/ready", ports[1]),
+		args: append(args, "--grpc-port", strconv.Itoa(ports[0]), "--http-port", strconv.Itoa(ports[1])),
+		grpc: fmt.Sprintf("127.0.0.1:%d", ports[0]),
+		http: fmt.Sprintf("127.0.0.1:%d", ports[1]),
 	}
 	c.specs[name] = s
 	c.Names = append(c.Names, name)
@@ -316,7 +318,7 @@ func (c *Cluster) WaitReady(ctx context.Context, name string) error {
 	client := &http.Client{Timeout: time.Second}
 	defer client.CloseIdleConnections()
 	for {
-		resp, err := client.Get(s.ready)
+		resp, err := client.Get("http://" + s.http + "/healthz/ready")
 		if err == nil {
 			resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {
@@ -363,6 +365,20 @@ func (c *Cluster) Stop() {
 
 // Address is the gRPC address of a process.
 func (c *Cluster) Address(name string) string { return c.specs[name].grpc }
+
+// HTTP is the address of a process for health and metrics.
+func (c *Cluster) HTTP(name string) string { return c.specs[name].http }
+
+// PID is the process id of a process that this program started.
+func (c *Cluster) PID(name string) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := c.running[name]
+	if p == nil {
+		return 0, fmt.Errorf("%s is not running", name)
+	}
+	return p.cmd.Process.Pid, nil
+}
 
 // LogTail returns the last lines of a process's log.
 func (c *Cluster) LogTail(name string, lines int) string {

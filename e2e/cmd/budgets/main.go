@@ -64,6 +64,9 @@ type plan struct {
 	size, fresh, again, rss, command *budget
 	cluster, standalone, small       *share
 	steadyP50, steadyP99, one        *budget
+	even, written, movedTwice        *budget
+	topic, subscription, connection  *budget
+	idle, restart                    *budget
 }
 
 // memoryArgs are the flags of every process that caches.
@@ -87,11 +90,21 @@ func newPlan() *plan {
 		steadyP50:  &budget{name: "publish at 10 MB/s, p50", unit: "ms", limit: 1.5},
 		steadyP99:  &budget{name: "publish at 10 MB/s, p99", unit: "ms", limit: 5},
 		one:        &budget{name: "one 1 KiB message outstanding, p50", unit: "ms", limit: 0.8},
+
+		even:         &budget{name: "CPU per MiB of 64 KiB batches, dearer over cheaper filling", unit: "%", limit: 15},
+		written:      &budget{name: "bytes written per byte published, hot", unit: "B", limit: 1.1},
+		movedTwice:   &budget{name: "bytes written per byte published, moved to cold", unit: "B", limit: 2.2},
+		topic:        &budget{name: "idle topic", unit: "B", limit: 2 << 10},
+		subscription: &budget{name: "idle subscription", unit: "B", limit: 512},
+		connection:   &budget{name: "idle connection", unit: "B", limit: 64 << 10},
+		idle:         &budget{name: "idle broker, cores", unit: "", limit: 0.05},
+		restart:      &budget{name: "bookie restart with 8 GB of hot store", unit: "s", limit: 10},
 	}
 }
 
 func (p *plan) budgets() []*budget {
-	return []*budget{p.size, p.fresh, p.again, p.rss, p.command, p.cluster.budget, p.standalone.budget, p.small.budget, p.steadyP50, p.steadyP99, p.one}
+	return []*budget{p.size, p.fresh, p.again, p.rss, p.command, p.cluster.budget, p.standalone.budget, p.small.budget, p.steadyP50, p.steadyP99, p.one,
+		p.even, p.written, p.movedTwice, p.topic, p.subscription, p.connection, p.idle, p.restart}
 }
 
 // round measures everything once.
@@ -105,7 +118,22 @@ func (p *plan) round(ctx context.Context, s settings) error {
 	if err := p.threeProcesses(ctx, s); err != nil {
 		return err
 	}
-	return p.oneProcess(ctx, s)
+	if err := p.oneProcess(ctx, s); err != nil {
+		return err
+	}
+	return p.costs(ctx, s)
+}
+
+// slow measures, by itself as often as there are rounds, what needs a node that
+// was filled first.
+func (p *plan) slow(ctx context.Context, s settings) error {
+	if err := p.moves(ctx, s); err != nil {
+		return err
+	}
+	if err := p.idling(ctx, s); err != nil {
+		return err
+	}
+	return p.restarts(ctx, s)
 }
 
 func measure(ctx context.Context, s settings) (*plan, error) {
@@ -122,7 +150,8 @@ func measure(ctx context.Context, s settings) (*plan, error) {
 			return nil, err
 		}
 	}
-	return p, nil
+	fmt.Fprintln(os.Stderr, "filled nodes")
+	return p, p.slow(ctx, s)
 }
 
 func main() {

@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"strings"
 
-	"github.com/magnetar-io/magnetar/e2e/cluster"
 	"github.com/magnetar-io/magnetar/internal/latency"
 )
 
@@ -80,14 +79,11 @@ func (p *plan) threeProcesses(ctx context.Context, s settings) (err error) {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	c, err := cluster.New(dir, s.binary, cluster.Shape{Bookies: 1, Brokers: 1, ExtraArgs: s.memoryArgs(), BrokerArgs: []string{"--copies", "1"}})
+	c, err := oneCopy(ctx, s, dir)
 	if err != nil {
 		return err
 	}
 	defer c.Stop()
-	if err := c.StartAll(ctx); err != nil {
-		return err
-	}
 	kib, err := bench(ctx, s, c.Server, "produce")
 	if err != nil {
 		return err
