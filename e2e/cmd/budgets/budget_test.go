@@ -60,7 +60,7 @@ func TestParse(t *testing.T) {
 	if s, err := parse([]string{"-rounds", "1", "-o", "json"}, io.Discard); err != nil || s.rounds != 1 {
 		t.Errorf("got %+v, %v", s, err)
 	}
-	for _, args := range [][]string{{"-rounds", "0"}, {"-duration", "10ms"}, {"-o", "yaml"}, {"all"}} {
+	for _, args := range [][]string{{"-rounds", "0"}, {"-duration", "10ms"}, {"-o", "yaml"}, {"-only", "start,nothing"}, {"all"}} {
 		if _, err := parse(args, io.Discard); err == nil {
 			t.Errorf("%q was taken", args)
 		}

@@ -16,6 +16,8 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -28,6 +30,7 @@ type settings struct {
 	duration, warmup, idle time.Duration
 	fresh                  bool
 	memory                 string
+	only                   []string
 	output                 string
 }
 
@@ -44,9 +47,18 @@ func parse(args []string, errs io.Writer) (settings, error) {
 	flags.DurationVar(&s.idle, "idle", 5*time.Second, "how long a node idles before its memory is looked at")
 	flags.BoolVar(&s.fresh, "fresh", true, "the bare chain's log goes on into new files, as that of a node does that was just started; false: it goes round in old ones")
 	flags.StringVar(&s.memory, "memory", "512MiB", "--memory of nodes that are published to: caches fill up, and the kernel hands out their pages, within the warm-up rather than while measuring; empty: the nodes' default")
+	only := flags.String("only", "", "parts to measure, separated by commas: start, command, processes, standalone, costs, moves, idle, restart; empty: all")
 	flags.StringVar(&s.output, "o", "table", "table or json")
 	if err := flags.Parse(args); err != nil {
 		return s, err
+	}
+	if *only != "" {
+		s.only = strings.Split(*only, ",")
+	}
+	for _, name := range s.only {
+		if !slices.ContainsFunc(newPlan().parts(), func(p part) bool { return p.name == name }) {
+			return s, fmt.Errorf("-only %q: no such part", name)
+		}
 	}
 	switch {
 	case s.rounds < 1 || s.duration < time.Second || s.warmup < 0 || s.idle < 0:
@@ -107,51 +119,49 @@ func (p *plan) budgets() []*budget {
 		p.even, p.written, p.movedTwice, p.topic, p.subscription, p.connection, p.idle, p.restart}
 }
 
-// round measures everything once.
-func (p *plan) round(ctx context.Context, s settings) error {
-	if err := measureStart(ctx, s, p.fresh, p.again, p.rss); err != nil {
-		return err
-	}
-	if err := measureCommand(s, p.command); err != nil {
-		return err
-	}
-	if err := p.threeProcesses(ctx, s); err != nil {
-		return err
-	}
-	if err := p.oneProcess(ctx, s); err != nil {
-		return err
-	}
-	return p.costs(ctx, s)
+// part is a measurement that can be asked for alone.
+type part struct {
+	name   string
+	filled bool // fills a node first, and measures it as often as there are rounds
+	run    func(context.Context, settings) error
 }
 
-// slow measures, by itself as often as there are rounds, what needs a node that
-// was filled first.
-func (p *plan) slow(ctx context.Context, s settings) error {
-	if err := p.moves(ctx, s); err != nil {
-		return err
+func (p *plan) parts() []part {
+	return []part{
+		{name: "start", run: func(ctx context.Context, s settings) error {
+			return measureStart(ctx, s, p.fresh, p.again, p.rss)
+		}},
+		{name: "command", run: func(_ context.Context, s settings) error {
+			return errors.Join(measureCommand(s, p.command), measureSize(s, p.size))
+		}},
+		{name: "processes", run: p.threeProcesses},
+		{name: "standalone", run: p.oneProcess},
+		{name: "costs", run: p.costs},
+		{name: "moves", filled: true, run: p.moves},
+		{name: "idle", filled: true, run: p.idling},
+		{name: "restart", filled: true, run: p.restarts},
 	}
-	if err := p.idling(ctx, s); err != nil {
-		return err
-	}
-	return p.restarts(ctx, s)
 }
 
+// measure runs the parts asked for: in rounds, so that what slows the machine for
+// a while slows all alike, then those that fill a node.
 func measure(ctx context.Context, s settings) (*plan, error) {
 	if err := os.MkdirAll(s.dir, 0o755); err != nil {
 		return nil, err
 	}
 	p := newPlan()
-	if err := measureSize(s, p.size); err != nil {
-		return nil, err
-	}
 	for i := range s.rounds {
-		fmt.Fprintf(os.Stderr, "round %d of %d\n", i+1, s.rounds)
-		if err := p.round(ctx, s); err != nil {
-			return nil, err
+		for _, part := range p.parts() {
+			if len(s.only) > 0 && !slices.Contains(s.only, part.name) || part.filled && i > 0 {
+				continue
+			}
+			fmt.Fprintf(os.Stderr, "round %d of %d: %s\n", i+1, s.rounds, part.name)
+			if err := part.run(ctx, s); err != nil {
+				return nil, fmt.Errorf("%s: %w", part.name, err)
+			}
 		}
 	}
-	fmt.Fprintln(os.Stderr, "filled nodes")
-	return p, p.slow(ctx, s)
+	return p, nil
 }
 
 func main() {
@@ -177,7 +187,8 @@ func main() {
 
 // print prints the budgets; the error says how many were missed.
 func print(s settings, p *plan) error {
-	list, missed := p.budgets(), 0
+	list := slices.DeleteFunc(p.budgets(), func(b *budget) bool { return len(b.rounds) == 0 && len(s.only) > 0 })
+	missed := 0
 	for _, b := range list {
 		if !b.kept() {
 			missed++
