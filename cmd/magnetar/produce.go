@@ -102,11 +102,13 @@ It exits with 0 once every message is acknowledged, and says on stderr what it d
 		if *perSecond > 0 {
 			run.limit = rate.NewLimiter(rate.Limit(*perSecond), max(1, int(*perSecond/100)))
 		}
+		showing := run.progress(ctx, a.err)
 		err = run.lines(ctx, in)
 		if flushErr := p.Close(ctx); err == nil {
 			err = flushErr
 		}
 		run.open.Wait() // a producer that is closed has answered everything
+		showing()
 		run.summary(a.err, args[0])
 		return errors.Join(run.failed(), err)
 	}
@@ -208,6 +210,49 @@ func (r *produceRun) answered(line int, size int64, err error) {
 	if r.first == nil {
 		r.first = fmt.Errorf("message of line %d: %w", line, err)
 	}
+}
+
+// progressEvery is how often long work says on a terminal how far it is.
+const progressEvery = time.Second
+
+// progress says on w, if that is a terminal, how many messages are stored, until
+// the function it returns is called.
+func (r *produceRun) progress(ctx context.Context, w io.Writer) (end func()) {
+	return showProgress(ctx, w, func() string {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return fmt.Sprintf("published %d messages, %d bytes", r.stored, r.bytes)
+	})
+}
+
+// showProgress rewrites one line of w, if that is a terminal, until the function
+// it returns is called or ctx ends.
+func showProgress(ctx context.Context, w io.Writer, line func() string) (end func()) {
+	if !isTerminal(w) {
+		return func() {}
+	}
+	return progressLines(ctx, w, progressEvery, line)
+}
+
+func progressLines(ctx context.Context, w io.Writer, every time.Duration, line func() string) (end func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var done sync.WaitGroup
+	done.Go(func() {
+		shown := false
+		for {
+			select {
+			case <-ctx.Done():
+				if shown {
+					fmt.Fprint(w, "\r\x1b[K") // the summary takes its place
+				}
+				return
+			case <-time.After(every):
+				shown = true
+				fmt.Fprintf(w, "\r\x1b[K%s", line())
+			}
+		}
+	})
+	return func() { cancel(); done.Wait() }
 }
 
 func (r *produceRun) failed() error {

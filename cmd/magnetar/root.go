@@ -53,6 +53,21 @@ Start here:
 		SilenceUsage:  true,
 	}
 	root.CompletionOptions.DisableDefaultCmd = true
+	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error { // before anything was done
+		switch a.format {
+		case "", "table", "json", "jsonl", "yaml":
+		case "raw":
+			if c.Name() != "consume" {
+				return usagef(c, "--output raw is for consume; want table, json, jsonl or yaml")
+			}
+		default:
+			return usagef(c, "--output %q: want table, json, jsonl or yaml", a.format)
+		}
+		if a.timeout < 0 {
+			return usagef(c, "--timeout %s is negative", a.timeout)
+		}
+		return nil
+	}
 	flags := root.PersistentFlags()
 	server := os.Getenv("MAGNETAR_SERVER")
 	if server == "" {
