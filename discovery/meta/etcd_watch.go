@@ -36,8 +36,10 @@ func (e *Etcd) Watch(ctx context.Context, prefix string, from Revision) Watcher 
 	stop := context.AfterFunc(e.life, w.cancel)
 	// The client's Watch returns only once the server has answered.
 	if !e.start(func() {
+		// From from itself, whose changes batch leaves out: the server tells a stream
+		// nothing of progress while one of its watches starts beyond the last change.
 		w.opened <- e.client.Watch(watchContext(w.ctx), prefix,
-			clientv3.WithPrefix(), clientv3.WithRev(int64(from)+1), clientv3.WithProgressNotify())
+			clientv3.WithPrefix(), clientv3.WithRev(max(int64(from), 1)), clientv3.WithProgressNotify())
 	}) {
 		w.cancel()
 		w.err = fmt.Errorf("watch %s: %w", prefix, errClosed)
