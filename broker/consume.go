@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"sync"
 	"time"
 
@@ -67,6 +68,7 @@ type streamConsumer struct {
 	topic    *topic.Topic
 	consumer *subscription.Consumer // nil while it is being opened
 	dropped  bool                   // closed while it was being opened
+	early    uint32                 // permits granted while it was being opened
 }
 
 // consume serves one Consume stream until it ends.
@@ -121,11 +123,8 @@ func (s *consumeStream) handle(ctx context.Context, req *brokerv1.ConsumeRequest
 	case brokerv1.ConsumeRequest_Subscribe_case:
 		return s.subscribe(ctx, req.GetSubscribe())
 	case brokerv1.ConsumeRequest_Flow_case:
-		f := req.GetFlow()
-		if sc, c := s.find(f.GetConsumerId()); c != nil {
-			if err := c.Flow(f.GetPermits(), f.GetBytes()); err != nil {
-				return fmt.Errorf("flow of consumer %d: %w: %w", sc.id, err, rpcerr.ErrInvalid)
-			}
+		if err := s.flow(req.GetFlow()); err != nil {
+			return fmt.Errorf("flow of consumer %d: %w: %w", req.GetFlow().GetConsumerId(), err, rpcerr.ErrInvalid)
 		}
 	case brokerv1.ConsumeRequest_Ack_case:
 		s.ack(req.GetAck())
@@ -170,6 +169,26 @@ func (s *consumeStream) find(id uint64) (*streamConsumer, *subscription.Consumer
 		return nil, nil
 	}
 	return sc, sc.consumer
+}
+
+// flow grants permits. A client may send them right behind its Subscribe; they
+// are kept until the consumer is open.
+func (s *consumeStream) flow(f *brokerv1.Flow) error {
+	s.mu.Lock()
+	sc := s.consumers[f.GetConsumerId()]
+	if sc == nil || sc.consumer != nil {
+		s.mu.Unlock()
+		if sc == nil {
+			return nil
+		}
+		return sc.consumer.Flow(f.GetPermits(), f.GetBytes()) // it stays set
+	}
+	defer s.mu.Unlock()
+	if f.GetBytes() > 0 {
+		return fmt.Errorf("%d bytes given back before any were sent: %w", f.GetBytes(), subscription.ErrOverCredit)
+	}
+	sc.early = uint32(min(uint64(sc.early)+uint64(f.GetPermits()), math.MaxUint32))
+	return nil
 }
 
 // task runs something that may wait, and answers the request with its outcome.
@@ -284,9 +303,16 @@ func (sc *streamConsumer) connect(ctx context.Context, req *brokerv1.Subscribe) 
 	if err != nil {
 		return err
 	}
+	subscribed := consumeEvent{response: brokerv1.ConsumeResponse_builder{Subscribed: brokerv1.Subscribed_builder{
+		ConsumerId: &sc.id, Created: &created, WindowBytes: &window,
+		LastMessageId: messageIDOf(t.Last(), sc.partition),
+	}.Build()}.Build()}
 	s.mu.Lock()
-	dropped := sc.dropped || s.ended
+	dropped, early := sc.dropped || s.ended, sc.early
 	if !dropped {
+		// Nothing was delivered yet: that takes permits, and until now none were
+		// passed on.
+		s.out.put(subscribed)
 		sc.topic, sc.consumer = t, c
 	}
 	s.mu.Unlock()
@@ -294,13 +320,7 @@ func (sc *streamConsumer) connect(ctx context.Context, req *brokerv1.Subscribe) 
 		t.Leave(c)
 		return nil
 	}
-	// Nothing was delivered yet: that takes permits, which follow this.
-	last := t.Last()
-	s.out.put(consumeEvent{response: brokerv1.ConsumeResponse_builder{Subscribed: brokerv1.Subscribed_builder{
-		ConsumerId: &sc.id, Created: &created, WindowBytes: &window,
-		LastMessageId: messageIDOf(last, sc.partition),
-	}.Build()}.Build()})
-	return nil
+	return c.Flow(early, 0)
 }
 
 func (s *consumeStream) closeConsumer(id uint64) {

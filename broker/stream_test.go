@@ -1,0 +1,189 @@
+package broker
+
+import (
+	"context"
+	"io"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/magnetar-io/magnetar/discovery/meta"
+	"github.com/magnetar-io/magnetar/internal/rpc"
+	"github.com/magnetar-io/magnetar/internal/topicname"
+	brokerv1 "github.com/magnetar-io/magnetar/proto/broker/v1"
+)
+
+// pipe is the server's end of a stream without a network: what a client sends is
+// put into in, what it would receive is noted. It carries no payloads to the
+// server.
+type pipe[Response proto.Message] struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+	in     chan proto.Message // closed: the client sends no more
+	ended  chan error         // what the handler returned
+
+	mu  sync.Mutex
+	out []Response
+}
+
+func newPipe[Response proto.Message](t *testing.T) *pipe[Response] {
+	p := &pipe[Response]{in: make(chan proto.Message, 100), ended: make(chan error, 1)}
+	p.ctx, p.cancel = context.WithCancel(t.Context())
+	return p
+}
+
+func (p *pipe[Response]) Context() context.Context { return p.ctx }
+
+func (p *pipe[Response]) RecvMsg(m any) error {
+	select {
+	case next, more := <-p.in:
+		if !more {
+			return io.EOF
+		}
+		to, plain := m.(proto.Message)
+		if !plain {
+			to = m.(*rpc.Frame).Head
+		}
+		proto.Merge(to, next)
+		return nil
+	case <-p.ctx.Done():
+		return p.ctx.Err()
+	}
+}
+
+func (p *pipe[Response]) SendMsg(m any) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.out = append(p.out, m.(*rpc.Frame).Head.(Response))
+	return nil
+}
+
+// heard is what the client was sent so far.
+func (p *pipe[Response]) heard() []Response {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return append([]Response(nil), p.out...)
+}
+
+// hangUp ends the connection and waits for the handler.
+func (p *pipe[Response]) hangUp() error {
+	p.cancel()
+	return <-p.ended
+}
+
+type consumePipe struct {
+	brokerv1.Messaging_ConsumeServer // for what is not called
+	*pipe[*brokerv1.ConsumeResponse]
+}
+
+func (p consumePipe) Context() context.Context { return p.pipe.Context() }
+func (p consumePipe) RecvMsg(m any) error      { return p.pipe.RecvMsg(m) }
+func (p consumePipe) SendMsg(m any) error      { return p.pipe.SendMsg(m) }
+
+// consume opens a Consume stream to a broker.
+func (n *node) consume() *pipe[*brokerv1.ConsumeResponse] {
+	p := newPipe[*brokerv1.ConsumeResponse](n.w.t)
+	go func() { p.ended <- consume(consumePipe{pipe: p}, n.Broker, hclog.NewNullLogger()) }()
+	return p
+}
+
+type producePipe struct {
+	brokerv1.Messaging_ProduceServer // for what is not called
+	*pipe[*brokerv1.ProduceResponse]
+}
+
+func (p producePipe) Context() context.Context { return p.pipe.Context() }
+func (p producePipe) RecvMsg(m any) error      { return p.pipe.RecvMsg(m) }
+func (p producePipe) SendMsg(m any) error      { return p.pipe.SendMsg(m) }
+
+// produce opens a Produce stream to a broker.
+func (n *node) produce() *pipe[*brokerv1.ProduceResponse] {
+	p := newPipe[*brokerv1.ProduceResponse](n.w.t)
+	go func() { p.ended <- produce(producePipe{pipe: p}, n.Broker, hclog.NewNullLogger()) }()
+	return p
+}
+
+// holdOpening makes the opening of a topic at a broker wait until release is
+// called.
+func (w *world) holdOpening(n *node, name topicname.Name) (release func()) {
+	held := make(chan struct{})
+	w.onCall(func(c meta.Call) meta.Fault {
+		if c.Client == n.opts.ID && c.Kind == meta.CallGet && c.Key == w.catalog.TopicKey(name) {
+			return meta.Fault{Until: held}
+		}
+		return meta.Fault{}
+	})
+	return sync.OnceFunc(func() { close(held) })
+}
+
+func subscribe(id uint64, topic topicname.Name, name string) *brokerv1.ConsumeRequest {
+	return brokerv1.ConsumeRequest_builder{Subscribe: brokerv1.Subscribe_builder{
+		ConsumerId: &id, Topic: new(topic.String()), Subscription: &name,
+		InitialPosition: brokerv1.Position_builder{Earliest: new(true)}.Build(),
+	}.Build()}.Build()
+}
+
+func flow(id uint64, permits uint32, bytes uint64) *brokerv1.ConsumeRequest {
+	return brokerv1.ConsumeRequest_builder{Flow: brokerv1.Flow_builder{ConsumerId: &id, Permits: &permits, Bytes: &bytes}.Build()}.Build()
+}
+
+// Permits that a client sends right behind its Subscribe are not lost, however
+// long the topic takes to open; entries come after the answer.
+func TestFlowBeforeSubscribedCounts(t *testing.T) {
+	story(t, func(t *testing.T, w *world) {
+		a := w.start("a")
+		name := w.topic("orders")
+		a.open(w.bundleOf(name))
+		release := w.holdOpening(a, name)
+		defer release()
+		p := a.consume()
+		defer p.hangUp()
+		p.in <- subscribe(1, name, "s")
+		p.in <- flow(1, 3, 0)
+		p.in <- flow(1, 4, 0)
+		synctest.Wait()
+		release()
+		a.publish(name, "p", 10)
+		time.Sleep(time.Second)
+		entries := 0
+		for i, r := range p.heard() {
+			if (i == 0) != r.HasSubscribed() {
+				t.Errorf("answer %d is %v", i, r)
+			}
+			entries += len(r.GetDelivery().GetEntries())
+		}
+		if entries != 7 {
+			t.Errorf("%d entries for 7 permits", entries)
+		}
+	})
+}
+
+// Bytes of entries that were never sent cannot be given back, also not early.
+func TestFlowBeforeSubscribedGivesNothingBack(t *testing.T) {
+	story(t, func(t *testing.T, w *world) {
+		a := w.start("a")
+		name := w.topic("orders")
+		a.open(w.bundleOf(name))
+		release := w.holdOpening(a, name)
+		defer release()
+		p := a.consume()
+		p.in <- subscribe(1, name, "s")
+		p.in <- flow(1, 3, 1)
+		synctest.Wait()
+		release()
+		select {
+		case err := <-p.ended:
+			if err == nil {
+				t.Error("the stream ended well")
+			}
+		case <-time.After(time.Minute):
+			t.Error("the stream goes on")
+			p.hangUp()
+		}
+	})
+}
+
