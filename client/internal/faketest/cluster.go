@@ -38,6 +38,7 @@ type Cluster struct {
 	rng     *rand.Rand
 	cutting int // one in so many requests cuts the connection it came on; 0: none
 	cuts    int
+	delay   time.Duration // answers wait for up to so long
 
 	// WindowBytes and WindowBatches of producers, MaxMessage bytes; set before use.
 	WindowBytes, WindowBatches, MaxMessage int
@@ -140,6 +141,37 @@ func (c *Cluster) Cuts() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.cuts
+}
+
+// DelayAnswers makes each answer of a broker wait, by the seed, for up to most
+// before it goes out, and those behind it on its stream with it. What is answered
+// has taken effect already, so a client hears of it after whatever it did
+// meanwhile; answers of different streams overtake each other.
+func (c *Cluster) DelayAnswers(most time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.delay = most
+}
+
+// answerDelay draws how long the next answer waits.
+func (c *Cluster) answerDelay() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.delay == 0 {
+		return 0
+	}
+	return time.Duration(c.rng.Int64N(int64(c.delay)))
+}
+
+// Connected returns the names of the producers that are connected to a partition.
+func (c *Cluster) Connected(name string) []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var names []string
+	for _, p := range c.topics[topicname.MustParse(name).String()].open {
+		names = append(names, p.name)
+	}
+	return names
 }
 
 // cutNow draws whether a request cuts, and whether before it is served.

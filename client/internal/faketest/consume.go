@@ -48,7 +48,7 @@ func (m *messaging) Consume(s grpc.BidiStreamingServer[brokerv1.ConsumeRequest, 
 	ctx, cancel := context.WithCancel(s.Context())
 	out := newOutbox[*brokerv1.ConsumeResponse]()
 	var wg sync.WaitGroup
-	wg.Go(func() { out.run(ctx, s.Send) })
+	wg.Go(func() { out.run(ctx, m.node.cluster.answerDelay, s.Send) })
 	mine := map[uint64]*consumer{}
 	defer func() {
 		cancel()

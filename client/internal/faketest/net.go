@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc/test/bufconn"
 )
@@ -59,7 +60,8 @@ func (o *outbox[T]) put(m T) {
 	}
 }
 
-func (o *outbox[T]) run(ctx context.Context, send func(T) error) {
+// run sends what is queued, each after its delay, until ctx ends.
+func (o *outbox[T]) run(ctx context.Context, delay func() time.Duration, send func(T) error) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -74,6 +76,12 @@ func (o *outbox[T]) run(ctx context.Context, send func(T) error) {
 		o.queue = nil
 		o.mu.Unlock()
 		for _, m := range queue {
+			if d := delay(); d > 0 {
+				select {
+				case <-time.After(d):
+				case <-ctx.Done():
+				}
+			}
 			if send(m) != nil {
 				break
 			}

@@ -75,7 +75,7 @@ func (m *messaging) Produce(s grpc.BidiStreamingServer[brokerv1.ProduceRequest, 
 	ctx, cancel := context.WithCancel(s.Context())
 	out := newOutbox[*brokerv1.ProduceResponse]()
 	var wg sync.WaitGroup
-	wg.Go(func() { out.run(ctx, s.Send) })
+	wg.Go(func() { out.run(ctx, m.node.cluster.answerDelay, s.Send) })
 	mine := map[uint64]*openProducer{}
 	defer func() {
 		cancel()
