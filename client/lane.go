@@ -52,6 +52,11 @@ type lane struct {
 	trouble int        // times the link was left since the last receipt
 	damaged int        // of these for a checksum
 
+	// The last attempt to open that was given up before its answer came; the broker
+	// may have opened the producer all the same. nil: none, or one has come since.
+	ghost   *link
+	ghostID uint64
+
 	name       string
 	started    bool // was attached once
 	stored     bool // lastStored counts
@@ -241,6 +246,9 @@ func (l *lane) fail(err error) {
 		return
 	}
 	l.failure = err
+	if errors.Is(err, ErrClosed) {
+		l.goodbyeLocked()
+	}
 	l.detachLocked()
 	if l.gather != nil {
 		l.closeLocked()

@@ -14,8 +14,9 @@ import (
 )
 
 // open makes one attempt to open the producer at a broker. Each has a higher
-// epoch, so that it takes the place of what an earlier one left behind there; it
-// says no goodbye, for which the broker would forget what it knows of us.
+// epoch, so that it takes the place of what an earlier one left behind there. One
+// that is given up says no goodbye, for which the broker would forget what it
+// knows of us, unless the producer ends: then nobody will take its place.
 func (l *lane) open(ctx context.Context, address string) error {
 	link, err := l.p.c.brokers.link(ctx, address, false)
 	if err != nil {
@@ -58,6 +59,10 @@ func (l *lane) open(ctx context.Context, address string) error {
 	}
 	l.answer = nil
 	link.leave(id, nil)
+	l.ghost, l.ghostID = link, id
+	if l.failure != nil || l.p.ctx.Err() != nil {
+		l.goodbyeLocked()
+	}
 	return fmt.Errorf("open producer at %s: %w: %w", address, ErrUnavailable, ctx.Err())
 }
 
@@ -70,6 +75,7 @@ func (l *lane) opened(from *link, o *brokerv1.ProducerOpened) {
 		return
 	}
 	l.link, l.held, l.recall, l.queued = from, false, false, false
+	l.ghost = nil // this one took its place
 	l.inFlight, l.flyBytes = 0, 0
 	l.window = int(o.GetWindowBytes())
 	l.batches = maxInFlight
@@ -93,6 +99,10 @@ func (l *lane) opened(from *link, o *brokerv1.ProducerOpened) {
 	l.since = time.Now()
 	l.answer <- nil
 	l.answer = nil
+	if l.failure != nil { // the lane ended before the answer came
+		l.goodbyeLocked()
+		return
+	}
 	l.wantLocked()
 }
 
@@ -359,8 +369,19 @@ func (l *lane) renumberLocked(after uint64) {
 func (l *lane) goodbye() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.goodbyeLocked()
+}
+
+func (l *lane) goodbyeLocked() {
+	bye := func(id uint64) proto.Message {
+		return brokerv1.ProduceRequest_builder{Close: brokerv1.CloseProducer_builder{ProducerId: &id}.Build()}.Build()
+	}
 	if l.link != nil {
-		l.link.leave(l.id, brokerv1.ProduceRequest_builder{Close: brokerv1.CloseProducer_builder{ProducerId: proto.Uint64(l.id)}.Build()}.Build())
+		l.link.leave(l.id, bye(l.id))
 		l.link = nil
+	}
+	if l.ghost != nil {
+		l.ghost.say(bye(l.ghostID))
+		l.ghost = nil
 	}
 }

@@ -118,6 +118,16 @@ func (l *link) leave(id uint64, goodbye proto.Message) {
 	}
 }
 
+// say sends a message that concerns nobody who is still a member.
+func (l *link) say(m proto.Message) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err == nil {
+		l.controls = append(l.controls, m)
+		l.wakeLocked()
+	}
+}
+
 // want asks for the sender. The caller makes sure that it has not asked already
 // without having been pulled since.
 func (l *link) want(m member, id uint64) {

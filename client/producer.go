@@ -128,6 +128,11 @@ func (p *Producer) follow(ctx context.Context, m *discoveryv1.TopicMap) error {
 	// Also after a failure: stop has to find the lanes.
 	if err == nil || p.routes.Load() == nil {
 		p.routes.Store(r)
+		return err
+	}
+	for _, l := range fresh { // nobody will find them
+		l.goodbye()
+		l.fail(err)
 	}
 	return err
 }

@@ -41,6 +41,9 @@ func cuts(t *testing.T, ctx context.Context, cluster *faketest.Cluster, seed uin
 	p := must[*client.Producer](t)(c.Producer(ctx, "t", client.WithBatchLimit(2000, 20), client.WithCompression(client.Compression(seed%5))))
 
 	cluster.CutOneIn(25)
+	if seed >= 3 {
+		cluster.DelayAnswers(time.Duration(seed) * time.Millisecond)
+	}
 	stopChaos := make(chan struct{})
 	chaosDone := make(chan struct{})
 	go func() {
@@ -150,6 +153,43 @@ func differ(a, b []string) int {
 		}
 	}
 	return min(len(a), len(b))
+}
+
+// Shows that a producer that is closed while it reconnects, before the broker has
+// answered, leaves nothing there: its name is free for the next process. So does
+// one whose caller did not wait for it to be opened.
+func TestClosedWhileItOpens(t *testing.T) {
+	world(t, 1, func(t *testing.T, ctx context.Context, cluster *faketest.Cluster) {
+		c := connect(t, ctx, cluster)
+		defer closing(t, ctx, c)
+		cluster.CreateTopic("t", 0)
+		free := func() {
+			t.Helper()
+			time.Sleep(time.Minute)
+			if names := cluster.Connected("t"); len(names) > 0 {
+				t.Errorf("connected: %v", names)
+			}
+		}
+		p := must[*client.Producer](t)(c.Producer(ctx, "t", client.WithName("p")))
+		cluster.CreateTopic("other", 0)
+		cluster.Move("other", cluster.Owner("t"), false)
+		must[*client.Producer](t)(c.Producer(ctx, "other")) // keeps the link
+		cluster.DelayAnswers(30 * time.Second)
+		cluster.Move("t", cluster.Owner("t"), true)
+		for start := time.Now(); len(cluster.Connected("t")) == 0; time.Sleep(10 * time.Millisecond) {
+			if time.Since(start) > time.Minute {
+				t.Fatal("it does not reconnect")
+			}
+		}
+		closing(t, ctx, p)
+		free()
+		short, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		if _, err := c.Producer(short, "t", client.WithName("p")); err == nil {
+			t.Error("opened before the answer came")
+		}
+		free()
+	})
 }
 
 // Shows that what a broker refuses for now, asks to hold back, or cannot tell the
