@@ -186,4 +186,3 @@ func TestFlowBeforeSubscribedGivesNothingBack(t *testing.T) {
 		}
 	})
 }
-

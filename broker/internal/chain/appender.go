@@ -69,9 +69,10 @@ type Options struct {
 	OnFenced func(error)
 	// IdleAfter is how long the goroutine of an active chain stays; 0: 2 s.
 	IdleAfter time.Duration
-	// CreateTimeout bounds one attempt to create a ledger; 0: 5 s.
-	CreateTimeout time.Duration
-	Log           hclog.Logger
+	// StepTimeout bounds one attempt to create, close or seal a ledger; then it is
+	// said what is in the way, and the next one made. 0: 5 s.
+	StepTimeout time.Duration
+	Log         hclog.Logger
 }
 
 // Done answers an append. A nil error: acknowledged, as entry e of ledger id. Any
@@ -127,6 +128,7 @@ type Appender struct {
 	ended   error         // no more adds are sent or acknowledged
 	told    bool          // OnFenced was called, or is not to be
 	trouble error         // why run cannot go on at the moment; nil: it can
+	retry   *time.Timer   // set while it is to flush what waits
 }
 
 // segment is one ledger being written.
@@ -153,8 +155,8 @@ func NewAppender(opts Options) *Appender {
 	if opts.IdleAfter == 0 {
 		opts.IdleAfter = 2 * time.Second
 	}
-	if opts.CreateTimeout == 0 {
-		opts.CreateTimeout = 5 * time.Second
+	if opts.StepTimeout == 0 {
+		opts.StepTimeout = 5 * time.Second
 	}
 	if opts.Log == nil {
 		opts.Log = hclog.NewNullLogger()
@@ -211,6 +213,7 @@ func (a *Appender) Append(body []byte, crc uint32, done Done) error {
 		return fmt.Errorf("append: %w", ledger.ErrTooBusy)
 	}
 	a.waiting.push(one)
+	a.retryLocked()
 	a.activeLocked()
 	a.nudge()
 	return nil
@@ -289,11 +292,27 @@ func (a *Appender) flushLocked() {
 				a.current.failed = true
 				a.nudge()
 			}
-			return // too busy: the next answer, or run's retry, comes back here
+			a.retryLocked()
+			return // too busy: the next answer, or the retry, comes back here
 		}
 		a.waiting.pop()
 		a.budget.give(int64(len(one.body)))
 	}
+}
+
+// retryLocked has what waits flushed again in a while, where the ledger client was
+// too busy and no answer of ours is due that would do it. Not run's to do: what it
+// is at may wait for the metadata store.
+func (a *Appender) retryLocked() {
+	if a.retry != nil || a.ended != nil || a.waiting.len() == 0 || !a.takesLocked() || a.current.inflight.len() > 0 {
+		return
+	}
+	a.retry = time.AfterFunc(busyRetry, func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.retry = nil
+		a.flushLocked()
+	})
 }
 
 // answered is the done function of every add of the segment. The writer calls it
@@ -340,6 +359,9 @@ func (a *Appender) turnLocked() {
 func (a *Appender) endLocked(err error) {
 	if a.ended == nil {
 		a.ended = err
+		if a.retry != nil {
+			a.retry.Stop()
+		}
 		a.nudge()
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/magnetar-io/magnetar/bookie/ensemble/ensembletest"
 	"github.com/magnetar-io/magnetar/bookie/ledger"
 	"github.com/magnetar-io/magnetar/discovery/meta"
+	"github.com/magnetar-io/magnetar/discovery/meta/layout"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -505,4 +506,55 @@ func TestCloseAndAbandonAnswerEverything(t *testing.T) {
 			w.check()
 		})
 	}
+}
+
+// Shows that appends go on while the ledger before the current one cannot be
+// closed because the metadata store is away: those that found the ledger client
+// busy too, and it is said why a roll waits.
+func TestRuleM20_AppendsGoOnWhileARollWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, Options{Roll: Roll{MaxEntries: 5}, SelfBounded: true})
+		w.client = w.bookies.Client(t, ensemble.Options{Store: w.store, BudgetBytes: 10_000})
+		w.a.opts.Ledgers = w.client
+		w.appendMany(1)
+		rest(time.Second)
+		first := layout.New("test").Ledger(int64(w.links.ids[0]))
+		w.store.OnCall(func(c meta.Call) meta.Fault {
+			if c.Kind == meta.CallTxn && len(c.Txn.Ops) > 0 && c.Txn.Ops[0].Key == first {
+				return meta.Fault{Err: meta.ErrUnavailable}
+			}
+			return meta.Fault{}
+		})
+		w.appendMany(9)
+		rest(time.Minute)
+		if len(w.links.ids) != 2 || len(w.answers.got) != 10 {
+			t.Fatalf("ledgers %v, %d of 10 appends acknowledged", w.links.ids, len(w.answers.got))
+		}
+		if err := w.a.Trouble(); !errors.Is(err, meta.ErrUnavailable) {
+			t.Errorf("what is in the way: %v", err)
+		}
+		other, err := w.client.Create(t.Context(), ensemble.CreateRequest{Quorum: w.a.opts.Quorum, Parent: ledger.Parent{Topic: 9, Role: "data"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer other.Abandon()
+		for i := range 3 {
+			w.bookies.At(i).Freeze()
+		}
+		full := make([]byte, 9_800)
+		if _, err := other.Append(full, crc32.Checksum(full, ledger.Castagnoli), func(ledger.EntryID, error) {}); err != nil {
+			t.Fatal(err)
+		}
+		w.appendMany(1)
+		for i := range 3 {
+			w.bookies.At(i).Thaw()
+		}
+		rest(100 * time.Millisecond)
+		if len(w.answers.got) != 11 {
+			t.Errorf("%d of 11 appends acknowledged", len(w.answers.got))
+		}
+		w.store.OnCall(nil)
+		w.close()
+		w.check()
+	})
 }

@@ -124,13 +124,9 @@ func (a *Appender) idle() bool {
 	if s != nil {
 		failed = s.w.Failed()
 	}
-	wait, busy := a.opts.IdleAfter, a.waiting.len() > 0 && s != nil && s.inflight.len() == 0 && a.takesLocked()
-	if busy {
-		wait = busyRetry
-	}
 	a.mu.Unlock()
 
-	timer := time.NewTimer(wait)
+	timer := time.NewTimer(a.opts.IdleAfter)
 	defer timer.Stop()
 	select {
 	case <-a.wake:
@@ -148,10 +144,6 @@ func (a *Appender) idle() bool {
 
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if busy {
-		a.flushLocked()
-		return false
-	}
 	if a.planLocked() != stepWait || a.waiting.len() > 0 || a.current != s || s != nil && s.inflight.len() > 0 {
 		return false
 	}
@@ -162,15 +154,17 @@ func (a *Appender) idle() bool {
 // closeOld closes the ledger before the current one, all of whose adds are
 // answered.
 func (a *Appender) closeOld() error {
+	ctx, cancel := context.WithTimeout(a.ctx, a.opts.StepTimeout)
+	defer cancel()
 	s := a.old // run alone changes it once it is set
 	if s.closed == nil {
-		md, err := s.w.Close(a.ctx)
+		md, err := s.w.Close(ctx)
 		if err != nil {
 			return fmt.Errorf("close ledger %d: %w", s.w.ID(), err)
 		}
 		s.closed = &md
 	}
-	if err := a.opts.Links.Closed(a.ctx, *s.closed); err != nil {
+	if err := a.opts.Links.Closed(ctx, *s.closed); err != nil {
 		return fmt.Errorf("record that ledger %d is closed: %w", s.w.ID(), err)
 	}
 	a.mu.Lock()
@@ -187,8 +181,10 @@ func (a *Appender) closeOld() error {
 // The close is definite before anything is sent again; then the tail is surely
 // not part of the closed ledger, and sending it makes no duplicate.
 func (a *Appender) seal() error {
+	ctx, cancel := context.WithTimeout(a.ctx, a.opts.StepTimeout)
+	defer cancel()
 	s := a.current
-	md, tail, err := s.w.Seal(a.ctx)
+	md, tail, err := s.w.Seal(ctx)
 	if err != nil {
 		return fmt.Errorf("seal ledger %d: %w", s.w.ID(), err)
 	}
@@ -214,7 +210,7 @@ func (a *Appender) seal() error {
 // create makes the next ledger. It becomes the current one at once when there is
 // none, else once the current one has left.
 func (a *Appender) create() error {
-	ctx, cancel := context.WithTimeout(a.ctx, a.opts.CreateTimeout)
+	ctx, cancel := context.WithTimeout(a.ctx, a.opts.StepTimeout)
 	defer cancel()
 	links := a.opts.Links
 	minID, err := links.Prepare(ctx)
