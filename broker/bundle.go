@@ -95,7 +95,7 @@ func (b *Broker) openBundle(ctx context.Context, bd bundle.Bundle, held holding)
 	journal, err := bundlelog.Open(ctx, bundlelog.Options{
 		Bundle: bd.String(), First: bd.Range.First, Last: bd.Range.Last,
 		Layout: b.opts.Layout, Store: b.opts.Store, Ledgers: b.opts.Ledgers,
-		Guard: o.conds, Quorum: b.opts.Quorum, State: o.shelf,
+		Guard: o.conds, StillOwner: o.stillOurs, Quorum: b.opts.Quorum, State: o.shelf,
 		OnFenced: func(err error) { go o.lost(fmt.Errorf("bundle log: %w", err)) },
 		Log:      o.log.Named("bundlelog"), Metrics: b.logMetrics,
 	})
@@ -262,7 +262,7 @@ func (l *lateLive) Snapshot(emit func([]byte)) {
 func (o *ownedBundle) ledgerOptions(t *ownedTopic, notify func()) managedledger.Options {
 	return managedledger.Options{
 		Topic: t.id, Layout: o.b.opts.Layout, Store: o.b.opts.Store, Ledgers: o.b.opts.Ledgers,
-		Guard: o.conds, Quorum: o.b.opts.Quorum,
+		Guard: o.conds, StillOwner: o.stillOurs, Quorum: o.b.opts.Quorum,
 		Roll:   managedledger.Roll{MaxBytes: o.b.opts.LedgerBytes},
 		Cache:  o.b.cache,
 		Budget: o.b.budget,

@@ -206,3 +206,34 @@ func TestDeletedBundleIsDropped(t *testing.T) {
 		w.until("the bundles are dropped", 10*time.Second, func() bool { return len(a.owned()) == catalog.DefaultBundles })
 	})
 }
+
+// A session that lapsed and is not renewed yet ends nothing: topics go on, and a
+// ledger that has to be made meanwhile is made once the session is renewed.
+func TestRuleM5_RollsWaitForTheRenewedSession(t *testing.T) {
+	story(t, func(t *testing.T, w *world) {
+		a := w.start("a", func(o *Options) { o.LedgerBytes = 200 })
+		name := w.topic("orders")
+		o := a.open(w.bundleOf(name))
+		s := a.publish(name, "p", 10)
+		w.onCall(func(c meta.Call) meta.Fault {
+			if c.Client == "a" && c.Kind == meta.CallSession {
+				return meta.Fault{Err: meta.ErrUnavailable}
+			}
+			return meta.Fault{}
+		})
+		w.store.Expire(a.Session())
+		for i := range 50 {
+			s.producer.Publish(batch("p", uint64(10+i), 0))
+			time.Sleep(100 * time.Millisecond)
+		}
+		w.onCall(nil)
+		w.until("receipts", time.Minute, func() bool {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return s.receipts == 60 || s.closed != nil
+		})
+		if s.closed != nil || len(s.refused) > 0 || a.bundle(o.bundle) != o {
+			t.Errorf("closed: %v, refused: %v, the same bundle: %v", s.closed, s.refused, a.bundle(o.bundle) == o)
+		}
+	})
+}

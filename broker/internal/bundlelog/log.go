@@ -26,9 +26,11 @@ type Options struct {
 	Store       meta.Store
 	Ledgers     *ensemble.Client
 	// Guard returns what must hold in every transaction made as owner.
-	Guard  func() []meta.Cond
-	Quorum ledger.Quorum
-	State  State
+	Guard func() []meta.Cond
+	// StillOwner is as in chain.Options.
+	StillOwner func(context.Context) (bool, error)
+	Quorum     ledger.Quorum
+	State      State
 	// RollBytes is when the log goes on in a new ledger; 0: 32 MiB.
 	RollBytes int64
 	// QueueBytes bounds what was appended and is not answered; 0: 16 MiB. An append
@@ -165,7 +167,7 @@ func Open(ctx context.Context, opts Options) (*Log, error) {
 		return nil, fmt.Errorf("open the log of bundle %s: %w", opts.Bundle, err)
 	}
 	l.appender = chain.NewAppender(chain.Options{
-		Ledgers: opts.Ledgers, Store: opts.Store, Links: l.record, Guard: opts.Guard,
+		Ledgers: opts.Ledgers, Store: opts.Store, Links: l.record, Guard: opts.Guard, StillOwner: opts.StillOwner,
 		Quorum: opts.Quorum, Class: ledger.Control,
 		Parent: ledger.Parent{Bundle: opts.Bundle, Role: "log"},
 		Roll:   chain.Roll{MaxBytes: l.opts.RollBytes}, SelfBounded: true,

@@ -55,11 +55,16 @@ type Options struct {
 	Store   meta.Store
 	Links   Links
 	Guard   func() []meta.Cond // what must hold in every transaction made as owner
-	Quorum  ledger.Quorum
-	Class   ledger.Class
-	Parent  ledger.Parent
-	Roll    Roll
-	Budget  *Budget // of what waits for a ledger; nil: one of its own
+	// StillOwner is asked when a transaction found that the guard did not hold: a
+	// session that lapsed and is about to be renewed is no reason to end the chain.
+	// True, or an error: the step is tried again under the guard of then. nil: the
+	// guard's word is final.
+	StillOwner func(context.Context) (bool, error)
+	Quorum     ledger.Quorum
+	Class      ledger.Class
+	Parent     ledger.Parent
+	Roll       Roll
+	Budget     *Budget // of what waits for a ledger; nil: one of its own
 	// SelfBounded says that the caller bounds what it appends: nothing is refused
 	// with ErrTooBusy.
 	SelfBounded bool

@@ -58,8 +58,8 @@ func (a *Appender) run(stopped chan struct{}) {
 			}
 			continue
 		}
+		lost := lost(err) && !a.holdsOn(err)
 		a.mu.Lock()
-		lost := lost(err)
 		if lost {
 			a.endLocked(err)
 		} else if a.ended == nil {
@@ -85,6 +85,17 @@ func (a *Appender) run(stopped chan struct{}) {
 func lost(err error) bool {
 	return errors.Is(err, ErrNotOwner) || errors.Is(err, ledger.ErrFenced) ||
 		errors.Is(err, ledger.ErrClosed) || errors.Is(err, ledger.ErrDeleted)
+}
+
+// holdsOn reports whether an error of a guard is not the last word.
+func (a *Appender) holdsOn(err error) bool {
+	if a.opts.StillOwner == nil || !errors.Is(err, ErrNotOwner) {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(a.ctx, a.opts.StepTimeout)
+	defer cancel()
+	ours, askErr := a.opts.StillOwner(ctx)
+	return ours || askErr != nil
 }
 
 // planLocked says what run does next.

@@ -28,11 +28,13 @@ type Options struct {
 	// revision of the bundle's owner key, and that the owner's session key exists.
 	// That the topic's own key exists may be added: then nothing that is on its way
 	// while the topic is deleted can bring a part of it back.
-	Guard  func() []meta.Cond
-	Quorum ledger.Quorum
-	Roll   Roll
-	Cache  *Cache        // shared by all topics of the broker; nil: nothing is cached
-	Budget *chain.Budget // shared: of what waits for a ledger; nil: one of its own
+	Guard func() []meta.Cond
+	// StillOwner is as in chain.Options.
+	StillOwner func(context.Context) (bool, error)
+	Quorum     ledger.Quorum
+	Roll       Roll
+	Cache      *Cache        // shared by all topics of the broker; nil: nothing is cached
+	Budget     *chain.Budget // shared: of what waits for a ledger; nil: one of its own
 	// OnFenced is called once when the topic is lost to this owner, after all
 	// appends were answered. Ask chain.Owned then: reopen, or drop the bundle. It
 	// must not wait for Close or Abandon.

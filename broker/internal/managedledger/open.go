@@ -52,7 +52,7 @@ func newManagedLedger(opts Options) (*ManagedLedger, error) {
 	m := &ManagedLedger{opts: opts, readers: map[ledger.ID]*ensemble.Reader{}}
 	m.record = newRecord(m)
 	m.appender = chain.NewAppender(chain.Options{
-		Ledgers: opts.Ledgers, Store: opts.Store, Links: m.record, Guard: opts.Guard,
+		Ledgers: opts.Ledgers, Store: opts.Store, Links: m.record, Guard: opts.Guard, StillOwner: opts.StillOwner,
 		Quorum: opts.Quorum, Class: ledger.Data,
 		Parent: ledger.Parent{Topic: opts.Topic, Role: "data"},
 		Roll:   chain.Roll{MaxBytes: opts.Roll.MaxBytes, MaxEntries: opts.Roll.MaxEntries},
