@@ -220,41 +220,51 @@ func (o *ownedBundle) openTopic(ctx context.Context, t *ownedTopic) (*topic.Topi
 	}, parked)
 	if err != nil {
 		ml.Abandon()
-		o.shelf.Close(key, parked.Encode())
+		// As it was, for who tries next; and for the snapshots asked for meanwhile,
+		// which the shelf now answers.
+		err = errors.Join(err, o.shelf.Restore(key, parked))
+		live.give(nil)
 		return nil, err
 	}
-	live.set(opened)
+	live.give(opened)
 	return opened, nil
 }
 
 // lateLive stands for a topic while it is being opened: a snapshot asked for
-// meanwhile is given once it is open.
+// meanwhile is given once it is open, or was put back on the shelf.
 type lateLive struct {
 	mu      sync.Mutex
 	topic   *topic.Topic
+	failed  bool // topic will never be set
 	waiting []func([]byte)
 }
 
-func (l *lateLive) set(t *topic.Topic) {
+// give ends the wait: with the topic, or with nil when it could not be opened and
+// its state is on the shelf again. The shelf, asked for a topic that is no longer
+// this one, does not look at what it is given.
+func (l *lateLive) give(t *topic.Topic) {
 	l.mu.Lock()
-	l.topic = t
+	l.topic, l.failed = t, t == nil
 	waiting := l.waiting
 	l.waiting = nil
 	l.mu.Unlock()
 	for _, emit := range waiting {
-		t.Snapshot(emit)
+		l.Snapshot(emit)
 	}
 }
 
 // Snapshot implements bundlelog.Live.
 func (l *lateLive) Snapshot(emit func([]byte)) {
 	l.mu.Lock()
-	t := l.topic
-	if t == nil {
+	t, failed := l.topic, l.failed
+	if t == nil && !failed {
 		l.waiting = append(l.waiting, emit)
 	}
 	l.mu.Unlock()
-	if t != nil {
+	switch {
+	case failed:
+		emit(nil)
+	case t != nil:
 		t.Snapshot(emit)
 	}
 }
