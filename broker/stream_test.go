@@ -91,22 +91,6 @@ func (n *node) consume() *pipe[*brokerv1.ConsumeResponse] {
 	return p
 }
 
-type producePipe struct {
-	brokerv1.Messaging_ProduceServer // for what is not called
-	*pipe[*brokerv1.ProduceResponse]
-}
-
-func (p producePipe) Context() context.Context { return p.pipe.Context() }
-func (p producePipe) RecvMsg(m any) error      { return p.pipe.RecvMsg(m) }
-func (p producePipe) SendMsg(m any) error      { return p.pipe.SendMsg(m) }
-
-// produce opens a Produce stream to a broker.
-func (n *node) produce() *pipe[*brokerv1.ProduceResponse] {
-	p := newPipe[*brokerv1.ProduceResponse](n.w.t)
-	go func() { p.ended <- produce(producePipe{pipe: p}, n.Broker, hclog.NewNullLogger()) }()
-	return p
-}
-
 // holdOpening makes the opening of a topic at a broker wait until release is
 // called.
 func (w *world) holdOpening(n *node, name topicname.Name) (release func()) {
