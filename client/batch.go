@@ -14,7 +14,6 @@ type batch struct {
 	part        []byte
 	first, last uint64 // sequence ids
 	count       int
-	deliverAt   int64
 	sent        bool  // it was handed to a connection at least once
 	doubt       bool  // an earlier attempt was not answered: it may be stored
 	early       bool  // it is one message whose outcome was known before it began
@@ -95,7 +94,7 @@ func (b *batch) renumber(after uint64, drop bool, h entry.BatchHeader) (dropped 
 	if err != nil {
 		return 0, fmt.Errorf("read own batch again: %w", err)
 	}
-	h.Epoch, h.DeliverAt, h.PublishTime = in.Header.ProducerEpoch, b.deliverAt, in.Header.PublishTime
+	h.Epoch, h.PublishTime = in.Header.ProducerEpoch, in.Header.PublishTime
 	var out entry.Builder
 	next := after + 1
 	for {

@@ -352,9 +352,6 @@ func (o *opened) received(m *entry.Message, i int) *Received {
 	if m.EventTime != 0 {
 		r.EventTime = time.UnixMilli(int64(m.EventTime))
 	}
-	if h.DeliverAt != 0 {
-		r.DeliverAt = time.UnixMilli(h.DeliverAt)
-	}
 	return r
 }
 

@@ -77,10 +77,9 @@ func (l *lane) topicName() string { return l.topic }
 // outgoing is a message on its way into a lane.
 type outgoing struct {
 	entry.Message
-	hash      uint32 // of the key
-	deliverAt int64  // milliseconds since the Unix epoch; 0: at once
-	held      int64  // bytes of the memory budget
-	callback  func(MessageID, error)
+	hash     uint32 // of the key
+	held     int64  // bytes of the memory budget
+	callback func(MessageID, error)
 }
 
 // add takes a message. It returns the batch it travels in and its place there;
@@ -94,17 +93,17 @@ func (l *lane) add(m *outgoing) (b *batch, i int, gathering bool) {
 	if b := l.numberLocked(m); b != nil {
 		return b, 0, false
 	}
-	if l.gather != nil && (m.deliverAt != 0 || l.builder.Bytes()+m.Bytes() > l.p.opts.batchBytes) {
+	if l.gather != nil && l.builder.Bytes()+m.Bytes() > l.p.opts.batchBytes {
 		l.closeLocked()
 	}
 	if l.gather == nil {
-		l.gather = &batch{done: make(chan struct{}), partition: l.partition, deliverAt: m.deliverAt}
+		l.gather = &batch{done: make(chan struct{}), partition: l.partition}
 	}
 	b, i = l.gather, l.builder.Len()
 	l.builder.Add(&m.Message, m.hash)
 	b.held += m.held
 	b.callback(i, m.callback)
-	if m.deliverAt != 0 || l.builder.Bytes() >= l.p.opts.batchBytes || l.builder.Len() >= l.p.opts.batchMessages {
+	if l.builder.Bytes() >= l.p.opts.batchBytes || l.builder.Len() >= l.p.opts.batchMessages {
 		l.closeLocked()
 	}
 	l.wantLocked()
@@ -137,7 +136,7 @@ func (l *lane) closeLocked() {
 	b.count = l.builder.Len()
 	b.first, b.last = l.builder.Sequences()
 	h := l.headerLocked(l.hasPrev, l.prev)
-	h.DeliverAt, h.PublishTime = b.deliverAt, uint64(time.Now().UnixMilli())
+	h.PublishTime = uint64(time.Now().UnixMilli())
 	b.part = l.builder.Close(h)
 	l.hasPrev, l.prev = true, b.last
 	l.gather = nil

@@ -17,9 +17,6 @@ type Message struct {
 	Value       []byte
 	Properties  map[string]string // UTF-8
 	EventTime   time.Time         // the application's; zero: none
-	// DeliverAt holds a message back on shared subscriptions; zero: at once. Such a
-	// message travels in a batch of its own.
-	DeliverAt time.Time
 	// Sequence numbers the message for producers with WithSequences; others leave
 	// it alone. It rises from message to message.
 	Sequence uint64

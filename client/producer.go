@@ -226,7 +226,6 @@ func (p *Producer) send(ctx context.Context, m *Message, done func(MessageID, er
 		SequenceID: m.Sequence, HasKey: m.Key != "", Key: m.Key, OrderingKey: m.OrderingKey,
 		Properties: m.Properties, Value: m.Value, NullValue: m.NoValue, EventTime: millis(m.EventTime),
 	}}
-	out.deliverAt = int64(millis(m.DeliverAt))
 	out.held = int64(out.Bytes())
 	out.hash = keyHash(&out.Message)
 	if err := p.check(&out); err != nil {

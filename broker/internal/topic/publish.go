@@ -138,6 +138,8 @@ func (p *Producer) Publish(b Batch) {
 		err = fmt.Errorf("%w: sequence ids %d to %d", ErrInvalid, h.SequenceID, h.HighestSequence)
 	case h.MarkerType != 0 || h.HasTxn:
 		err = fmt.Errorf("%w: transactions and markers are not taken here", ErrInvalid)
+	case h.DeliverAt != 0:
+		err = fmt.Errorf("%w: a time of delivery: messages are delivered at once", ErrInvalid)
 	case h.Messages > cursor.MaxBits:
 		err = fmt.Errorf("%w: %d messages in a batch, at most %d", ErrTooLarge, h.Messages, cursor.MaxBits)
 	}

@@ -44,6 +44,7 @@ func TestRuleM9_RefusedBeforeTheID(t *testing.T) {
 		"sequence reversed": {batch("p", 5, 3), ErrInvalid},
 		"too many messages": {batch("p", 0, 1<<17), ErrTooLarge},
 		"older partitions":  {routed(2), ErrStaleRouting},
+		"a later delivery":  {headed(entry.BatchHeader{Producer: "p", DeliverAt: 1}), ErrInvalid},
 	} {
 		h := b.producer("p", 0)
 		h.producer.Publish(c.batch)
@@ -59,9 +60,14 @@ func TestRuleM9_RefusedBeforeTheID(t *testing.T) {
 
 // routed is a batch made for a version of the topic's partitions.
 func routed(version uint64) Batch {
+	return headed(entry.BatchHeader{Producer: "p", RoutingVersion: version})
+}
+
+// headed is a batch with such a header.
+func headed(h entry.BatchHeader) Batch {
 	var builder entry.Builder
 	builder.Add(&entry.Message{Value: []byte("v")}, 0)
-	part := builder.Close(entry.BatchHeader{Producer: "p", RoutingVersion: version})
+	part := builder.Close(h)
 	return Batch{Buffer: append(make([]byte, entry.BrokerPartRoom), part...)}
 }
 
