@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -126,7 +127,8 @@ func TestRuleM27_RecordsOutliveTheirSegments(t *testing.T) {
 
 // TestRuleM27_UnrecordedLedgersAreInLimbo shows that where index and log are lost and
 // only cold segments are left, their entries are served, absences are unknown and
-// ordinary adds are refused: the ledger may have been fenced.
+// ordinary adds are refused: the ledger may have been fenced. That is so after the next
+// restart too, when the index is whole again and nobody looks into the footers.
 func TestRuleM27_UnrecordedLedgersAreInLimbo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		disk := vfs.NewMem()
@@ -144,15 +146,18 @@ func TestRuleM27_UnrecordedLedgersAreInLimbo(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		n = openNode(t, testOptions(disk))
-		if got := statuses(t, n, ledger.ReadRequest{Ledger: 1, First: 0, Last: 3}); got != "FFFF" {
-			t.Errorf("what is in cold segments reads %s", got)
-		}
-		if got := statuses(t, n, ledger.ReadRequest{Ledger: 1, First: 500, Last: 500}); got != "U" {
-			t.Errorf("absence reads %s, want U", got)
-		}
-		if err := add(t, n, entryOf(1, 500, 10)); !errors.Is(err, ledger.ErrUnknown) {
-			t.Errorf("ordinary add: %v, want ErrUnknown", err)
+		for start := range 3 {
+			n = openNode(t, testOptions(disk))
+			if got := statuses(t, n, ledger.ReadRequest{Ledger: 1, First: 0, Last: 3}); got != "FFFF" {
+				t.Errorf("start %d: what is in cold segments reads %s", start, got)
+			}
+			if got := statuses(t, n, ledger.ReadRequest{Ledger: 1, First: 500, Last: 500}); got != "U" {
+				t.Errorf("start %d: absence reads %s, want U", start, got)
+			}
+			if err := add(t, n, entryOf(1, 500, 10)); !errors.Is(err, ledger.ErrUnknown) {
+				t.Errorf("start %d: ordinary add: %v, want ErrUnknown", start, err)
+			}
+			disk = crash(t, n, disk, vfs.ImageOptions{})
 		}
 	})
 }
@@ -369,6 +374,81 @@ func TestDamagedSurvivorPutsItsLedgerInLimbo(t *testing.T) {
 			n = openNode(t, testOptions(disk))
 		}
 	})
+}
+
+// TestLimboOutlivesACopyMadeBefore shows that limbo is durable although the log
+// already holds, behind the damaged segment, a copy of the ledger's record that knows
+// nothing of it: what is damaged is still unknown after two restarts.
+func TestLimboOutlivesACopyMadeBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		disk := vfs.NewMem()
+		n, err := Open(testOptions(disk))
+		if err != nil {
+			t.Fatal(err)
+		}
+		load(t, n, 1, 2, 0, 60) // seven segments, within the budget
+		const bad = 40
+		if err := n.Close(); err != nil {
+			t.Fatal(err)
+		}
+		rot(t, disk, bodyOf(1, bad, 60<<10))
+		n = openNode(t, testOptions(disk))
+		at, ok := n.hot.Lookup(1, bad)
+		if !ok || n.hot.Segments()[0].ID == at.Segment {
+			t.Fatalf("the damaged entry is in %+v, which is not behind another segment", at)
+		}
+		for e := 0; n.hot.Segments()[0].ID <= at.Segment; e += 10 {
+			load(t, n, 3, 3, e, 10)
+			settle()
+			if e == 200 {
+				t.Fatal("the damaged segment stays")
+			}
+		}
+		for start := range 3 {
+			for request, want := range map[ledger.ReadRequest]string{
+				{Ledger: 1, First: bad - 1, Last: 99}: "FU", {Ledger: 1, First: bad + 1, Last: bad + 1}: "F", {Ledger: 1, First: 60, Last: 60}: "U", {Ledger: 2, First: 59, Last: 60}: "FA",
+			} {
+				if got := statuses(t, n, request); got != want {
+					t.Errorf("start %d: read %+v: %s, want %s", start, request, got, want)
+				}
+			}
+			if err := n.Close(); err != nil {
+				t.Fatal(err)
+			}
+			n = openNode(t, testOptions(disk))
+		}
+	})
+}
+
+// TestReadMeetsLimboThatBeginsMeanwhile shows that an absence found after the ledger
+// was put in limbo is unknown, also in a read that began before.
+func TestReadMeetsLimboThatBeginsMeanwhile(t *testing.T) {
+	disk := vfs.NewMem()
+	n, err := Open(testOptions(disk))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fill(t, n, 1, 0, 1, 100)
+	fill(t, n, 1, 3, 3, 100)
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var reading atomic.Bool
+	n = openNode(t, testOptions(vfs.NewFaults(disk, func(op vfs.Op) error {
+		if op.Kind == vfs.OpRead && strings.Contains(op.Name, "/hot/") && reading.Load() {
+			g := n.table.Lock(1)
+			g.SetLimbo()
+			g.Unlock()
+		}
+		return nil
+	})))
+	if got := statuses(t, n, ledger.ReadRequest{Ledger: 1, First: 2, Last: 2}); got != "A" {
+		t.Fatalf("before: %s, want A", got)
+	}
+	reading.Store(true)
+	if got := statuses(t, n, ledger.ReadRequest{Ledger: 1, First: 0, Last: 3}); got != "FFU" {
+		t.Errorf("limbo from within the read: %s, want FFU", got)
+	}
 }
 
 // TestCrashWhileMoving cuts the power at changes of the disk while entries are moved,

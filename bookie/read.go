@@ -69,7 +69,7 @@ type readRun struct {
 	node    *Node
 	request ledger.ReadRequest
 	record  ledgertable.Record
-	absence ledger.ReadStatus // for what is nowhere
+	absence ledger.ReadStatus // for what was nowhere when the read began
 	entries []ledger.ReadEntry
 	bytes   int
 	found   []ledger.Entry // of one step, reused
@@ -113,13 +113,25 @@ func (r *readRun) step(next ledger.EntryID) ledger.ReadStatus {
 		case errors.Is(err, hotlog.ErrRecycled):
 			continue // moved meanwhile: it is found again elsewhere
 		case errors.Is(err, ledger.ErrNoEntry):
-			return r.absence
+			return r.nowhere()
 		default:
 			r.node.log.Error("entry cannot be read", "ledger", r.request.Ledger, "entry", next, "error", err)
 			return ledger.Unknown
 		}
 	}
 	return ledger.Unknown
+}
+
+// nowhere is the answer for an entry that was looked for and not found. Its ledger
+// may be in limbo only since the read began: the upkeep found the entry damaged, put
+// the ledger in limbo and gave back the segment, and then the read missed it.
+func (r *readRun) nowhere() ledger.ReadStatus {
+	if r.absence == ledger.Unknown {
+		return r.absence // stays so if the ledger is deleted meanwhile
+	}
+	g := r.node.table.Lock(r.request.Ledger)
+	defer g.Unlock()
+	return g.Absence()
 }
 
 // stored reads a run from where it is, at least entry first. ErrNoEntry: nowhere,

@@ -155,6 +155,10 @@ func (n *Node) completeIndex() error {
 	if err := n.limboUnrecorded(); err != nil {
 		return err
 	}
+	// The note says that nobody has to look again, so what was found goes before it.
+	if err := n.checkpoint(0); err != nil {
+		return err
+	}
 	var b index.Batch
 	b.SetNote(noteComplete, []byte{1})
 	return errors.Join(n.index.Apply(&b), n.index.Flush())

@@ -103,10 +103,13 @@ func (g *Guard) SetCreated(ms int64) {
 	}
 }
 
-// SetLimbo puts the ledger in limbo.
+// SetLimbo puts the ledger in limbo. No record in the log says so, as one does of
+// every other change: its copies so far count for nothing, and it is Unsaved until
+// the next one. Not called while a copy is on its way to Saved.
 func (g *Guard) SetLimbo() {
 	if !g.table.deleted.has(g.id) {
-		g.makeKnown().Limbo = true
+		s := g.makeKnown()
+		s.Limbo, s.saved = true, 0
 	}
 }
 

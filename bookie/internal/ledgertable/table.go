@@ -25,7 +25,8 @@ type shard struct {
 // state is a Record and how much of it is safe where.
 //
 // Invariant: durableTerm <= Term. What Record knows is in the log, in segments
-// from saved on; saved 0 says that no whole copy was made yet.
+// from saved on; saved 0 says that no whole copy was made yet, or none of the limbo
+// it is in by now.
 type state struct {
 	Record
 	durableTerm int64  // highest term whose fence is on disk

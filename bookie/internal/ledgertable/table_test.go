@@ -217,6 +217,12 @@ func TestRuleM27_UnsavedRecordsAreFound(t *testing.T) {
 	if diff := cmp.Diff([]ledger.ID{1, 2, 3, 4}, table.Unsaved(7)); diff != "" {
 		t.Errorf("unsaved up to segment 7 (-want +got):\n%s", diff)
 	}
+	g := table.Lock(3)
+	g.SetLimbo() // which the copy in segment 7 does not say
+	g.Unlock()
+	if diff := cmp.Diff([]ledger.ID{3, 4}, table.Unsaved(4)); diff != "" {
+		t.Errorf("unsaved up to segment 4, one in limbo (-want +got):\n%s", diff)
+	}
 }
 
 // TestListPages shows that pages are in order and cover every ledger once.
