@@ -140,7 +140,12 @@ func (c *recoveryCore) cover() {
 // readOn asks every slot that has not yet spoken about the first undecided
 // entry, fencing it in the same breath (R6).
 func (c *recoveryCore) readOn() {
-	if !c.covered || c.ended || c.failed != nil || c.windowLen > recoveryAheadBytes {
+	if !c.covered || c.ended || c.failed != nil {
+		return
+	}
+	// Adds that are under way free room and come back here. Where there are none,
+	// what fills the window lies beyond a hole, and only reading on decides that.
+	if c.windowLen > recoveryAheadBytes && c.added < c.decided {
 		return
 	}
 	for s, m := range c.frag.Ensemble {

@@ -486,3 +486,35 @@ func TestRecoveryStalls(t *testing.T) {
 	w.added(2, nil)
 	w.wantClosedAt(0)
 }
+
+// TestRuleR8_AFullWindowBeyondAHoleIsReadOn shows a large entry found beyond one that
+// nobody has decided yet, with nothing being added that would make room: the bookie
+// that has not spoken of the hole is asked all the same.
+func TestRuleR8_AFullWindowBeyondAHoleIsReadOn(t *testing.T) {
+	w := plain(t, 2, "a", "b", "c")
+	for s := range 3 {
+		w.fence(s, ledger.NoEntry)
+	}
+	w.read(0, "x") // entry 0
+	w.added(0, nil)
+	w.added(1, nil)
+	w.readFails(1, errors.New("gone"))
+	w.asks = slices.DeleteFunc(w.asks, func(a recoveryAsk) bool { return a.slot == 0 && a.add == nil && !a.fence })
+	body := make([]byte, recoveryAheadBytes+1)
+	large := ledger.Entry{Envelope: whole(2).Envelope, Body: body}
+	large.Envelope.BodyBytes, large.Envelope.BodyCRC = uint32(len(body)), crc32.Checksum(body, crc32.MakeTable(crc32.Castagnoli))
+	w.c.readAnswered(0, 1, ledger.ReadReply{LAC: ledger.NoEntry, Entries: []ledger.ReadEntry{
+		{Status: ledger.Absent}, {Status: ledger.Found, Entry: large},
+	}}, nil)
+	w.take()
+	if !w.c.has(2) {
+		t.Fatal("the large entry was not taken")
+	}
+	w.read(2, "x") // entry 0 again, from a read that began before it was decided
+	r, ok := w.reading(2)
+	if !ok || r.First != 1 {
+		t.Fatalf("nobody is asked about entry 1: %+v", r)
+	}
+	w.read(2, "-")
+	w.wantClosedAt(0)
+}
