@@ -28,8 +28,6 @@ const (
 	// Failover: one consumer of each partition gets everything in order, another
 	// takes its place when it goes.
 	Failover Type = Type(brokerv1.SubscriptionType_SUBSCRIPTION_TYPE_FAILOVER)
-	// KeyShared: messages of a key go to one of the consumers, in order.
-	KeyShared Type = Type(brokerv1.SubscriptionType_SUBSCRIPTION_TYPE_KEY_SHARED)
 )
 
 // ConsumerOption changes a Consumer.
@@ -39,7 +37,6 @@ type consumerOptions struct {
 	kind          Type
 	from          Position
 	name          string
-	priority      int32
 	properties    map[string]string
 	mustExist     bool
 	noCreate      bool
@@ -59,9 +56,6 @@ func From(p Position) ConsumerOption { return func(o *consumerOptions) { o.from 
 // Named names the consumer, for operators and for the order in which failover
 // subscriptions choose; without it the client makes a name up.
 func Named(name string) ConsumerOption { return func(o *consumerOptions) { o.name = name } }
-
-// Priority ranks the consumer; 0 is the highest (0).
-func Priority(p int) ConsumerOption { return func(o *consumerOptions) { o.priority = int32(p) } }
 
 // WithProperties are kept with a subscription that is made now.
 func WithProperties(p map[string]string) ConsumerOption {
@@ -158,7 +152,7 @@ func (c *Client) subscribe(ctx context.Context, topic, subscription string, o co
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("%w: %w", err, ErrInvalid)
-	case o.queueMessages < 1 || o.queueBytes < 1 || o.nackFirst < 0 || o.nackMost < o.nackFirst || o.kind < Exclusive || o.kind > KeyShared:
+	case o.queueMessages < 1 || o.queueBytes < 1 || o.nackFirst < 0 || o.nackMost < o.nackFirst || o.kind < Exclusive || o.kind > Failover:
 		return nil, fmt.Errorf("queue of %d messages and %d bytes, nack delay %v to %v, type %d: %w",
 			o.queueMessages, o.queueBytes, o.nackFirst, o.nackMost, o.kind, ErrInvalid)
 	}

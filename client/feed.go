@@ -134,7 +134,7 @@ func (f *feed) subscribeLocked(id uint64) proto.Message {
 	o := &f.c.opts
 	s := brokerv1.Subscribe_builder{
 		ConsumerId: &id, Topic: &f.topic, Subscription: &f.c.subscription, Type: brokerv1.SubscriptionType(o.kind).Enum(),
-		ConsumerName: &o.name, Instance: &f.c.instance, Priority: &o.priority, Properties: o.properties,
+		ConsumerName: &o.name, Instance: &f.c.instance, Properties: o.properties,
 		MustExist: &o.mustExist, NonDurable: proto.Bool(f.c.reader), WindowBytes: proto.Uint64(uint64(f.bytes)),
 		InitialPosition: f.pos.subscribeFrom(f.partition, f.from),
 	}.Build()

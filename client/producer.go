@@ -31,6 +31,7 @@ type Producer struct {
 	routes    atomic.Pointer[routes]
 	rerouting sync.Mutex // held by who follows a new map
 	closed    atomic.Bool
+	ended     chan struct{} // closed at the end of the Close that came first
 	// maxMessage is what the brokers take, with keys, properties and framing.
 	maxMessage atomic.Int64
 
@@ -75,7 +76,7 @@ func (c *Client) Producer(ctx context.Context, topic string, opts ...ProducerOpt
 	case c.ctx.Err() != nil:
 		return nil, fmt.Errorf("producer of %s: client: %w", name, ErrClosed)
 	}
-	p := &Producer{c: c, topic: name.String(), opts: o}
+	p := &Producer{c: c, topic: name.String(), opts: o, ended: make(chan struct{})}
 	p.maxMessage.Store(defaultMaxMessage)
 	p.ctx, p.cancel = context.WithCancel(c.ctx)
 	m, err := c.topicMap(ctx, name, !o.mustExist)
@@ -128,7 +129,10 @@ func (p *Producer) follow(ctx context.Context, m *discoveryv1.TopicMap) error {
 	// Also after a failure: stop has to find the lanes.
 	if err == nil || p.routes.Load() == nil {
 		p.routes.Store(r)
-		return err
+		if p.ctx.Err() == nil {
+			return err
+		}
+		err = ErrClosed // stop may have looked before we stored them
 	}
 	for _, l := range fresh { // nobody will find them
 		l.goodbye()
@@ -378,16 +382,29 @@ func (p *Producer) Flush(ctx context.Context) error {
 }
 
 // Close flushes and ends the producer. When ctx ends first, messages without an
-// answer fail, with ErrUnknownOutcome if they were sent. A second call does
-// nothing.
+// answer fail, with ErrUnknownOutcome if they were sent. A second call waits for
+// the first one; when its ctx ends, so does the first one's patience.
 func (p *Producer) Close(ctx context.Context) error {
 	if !p.closed.CompareAndSwap(false, true) {
-		return nil
+		return p.awaitClosed(ctx)
 	}
+	defer close(p.ended)
 	err := p.Flush(ctx)
-	p.c.remove(p)
 	p.stop()
+	p.c.remove(p) // only now: until then the client waits for us
 	return err
+}
+
+// awaitClosed waits for the Close under way, and cuts it short when ctx ends.
+func (p *Producer) awaitClosed(ctx context.Context) error {
+	select {
+	case <-p.ended:
+		return nil
+	case <-ctx.Done():
+	}
+	p.stop() // which ends the other one's Flush
+	<-p.ended
+	return fmt.Errorf("close producer of %s: %w", p.topic, unknownOutcome(ctx.Err()))
 }
 
 // stop ends all lanes.

@@ -55,7 +55,7 @@ func (r *Received) AckCumulative(ctx context.Context) error {
 	f.c.mu.Lock()
 	err := r.validLocked()
 	switch {
-	case err == nil && (f.c.opts.kind == Shared || f.c.opts.kind == KeyShared):
+	case err == nil && f.c.opts.kind == Shared:
 		err = fmt.Errorf("cumulative acknowledgement on a shared subscription, where others hold earlier messages: %w", ErrInvalid)
 	case err == nil && r.entry == nil: // a reader's
 		f.c.mu.Unlock()

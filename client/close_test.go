@@ -1,0 +1,75 @@
+package client_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/magnetar-io/magnetar/client"
+	"github.com/magnetar-io/magnetar/client/internal/faketest"
+)
+
+// Shows that closing a client ends a producer that is being closed and waits for a
+// broker that is silent: its Close returns, and every callback runs, once, before
+// the client's Close returns.
+func TestClientClosesProducersThatAreClosing(t *testing.T) {
+	world(t, 1, func(t *testing.T, ctx context.Context, cluster *faketest.Cluster) {
+		c := connect(t, ctx, cluster)
+		p := must[*client.Producer](t)(c.Producer(ctx, "t"))
+		cluster.Silence(long+"t", true)
+		called := 0
+		for range 3 {
+			p.Publish(ctx, client.Message{Value: []byte("x")}, func(_ client.MessageID, err error) {
+				if called++; !errors.Is(err, client.ErrUnknownOutcome) && !errors.Is(err, client.ErrClosed) {
+					t.Errorf("callback: %v", err)
+				}
+			})
+		}
+		synctest.Wait()
+		ended := make(chan error, 1)
+		go func() { ended <- p.Close(ctx) }()
+		synctest.Wait()
+		short, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		if err := c.Close(short); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("close of the client: %v", err)
+		}
+		if called != 3 {
+			t.Errorf("%d of 3 callbacks ran before the client was closed", called)
+		}
+		synctest.Wait()
+		select {
+		case err := <-ended:
+			if !errors.Is(err, client.ErrClosed) && !errors.Is(err, client.ErrUnknownOutcome) {
+				t.Errorf("close of the producer: %v", err)
+			}
+		default:
+			t.Error("the producer's Close hangs")
+		}
+	})
+}
+
+// Shows that a second Close waits for the first one, so that after it nothing is
+// on its way any more.
+func TestSecondCloseWaits(t *testing.T) {
+	world(t, 1, func(t *testing.T, ctx context.Context, cluster *faketest.Cluster) {
+		c := connect(t, ctx, cluster)
+		defer closing(t, ctx, c)
+		p := must[*client.Producer](t)(c.Producer(ctx, "t"))
+		cluster.Hold(long+"t", true)
+		synctest.Wait()
+		f := p.SendAsync(ctx, client.Message{Value: []byte("0")})
+		go p.Close(ctx)
+		synctest.Wait()
+		time.AfterFunc(time.Second, func() { cluster.Hold(long+"t", false) })
+		closing(t, ctx, p)
+		over, cancel := context.WithCancel(ctx)
+		cancel()
+		if _, err := f.Wait(over); err != nil {
+			t.Errorf("after Close has returned: %v", err)
+		}
+		checkOrder(t, cluster.Messages("t"), 1)
+	})
+}
