@@ -3,7 +3,6 @@ package bookie
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -448,77 +447,5 @@ func TestReadMeetsLimboThatBeginsMeanwhile(t *testing.T) {
 	reading.Store(true)
 	if got := statuses(t, n, ledger.ReadRequest{Ledger: 1, First: 0, Last: 3}); got != "FFU" {
 		t.Errorf("limbo from within the read: %s, want FFU", got)
-	}
-}
-
-// TestCrashWhileMoving cuts the power at changes of the disk while entries are moved,
-// ledgers deleted and segments compacted, and shows that nothing acknowledged is
-// missing and nothing deleted is back.
-func TestCrashWhileMoving(t *testing.T) {
-	life := func(disk *vfs.Mem, hook vfs.Hook) (acked map[ledger.ID]int, deleted map[ledger.ID]bool, changes int64) {
-		acked, deleted = make(map[ledger.ID]int), make(map[ledger.ID]bool)
-		files := vfs.NewFaults(disk, hook)
-		o := testOptions(files)
-		o.HotBytes = 4 << 20
-		o.Fatal = func(error) {}
-		n, err := Open(o)
-		if err != nil {
-			return
-		}
-		defer n.Close()
-		n.upkeep.stop() // the test does its work, where it wants it done
-		for e := range 40 {
-			for id := ledger.ID(1); id <= 4; id++ {
-				a := entryOf(id, ledger.EntryID(e), 60<<10)
-				a.Create = true
-				if add(t, n, a) == nil {
-					acked[id] = e + 1
-				}
-			}
-			if id := ledger.ID(e / 13); e%13 == 0 && id > 0 {
-				deleted[id] = n.Delete(context.Background(), id) == nil
-			}
-			for n.measure(); e%5 == 4 && n.maintain(context.Background()); {
-			}
-		}
-		return acked, deleted, files.Changes()
-	}
-	_, _, total := life(vfs.NewMem(), nil)
-	if total < 300 {
-		t.Fatalf("the life has %d changes only", total)
-	}
-	points := int64(15)
-	if testing.Short() {
-		points = 5
-	}
-	random := seeded(9)
-	for i := range points {
-		k := (total*i + int64(random()%uint64(total))) / points
-		t.Run(fmt.Sprintf("change %d", k), func(t *testing.T) {
-			disk := vfs.NewMem()
-			acked, deleted, _ := life(disk, vfs.CrashAt(disk, k))
-			disk.Crash()
-			disk = disk.Image(vfs.ImageOptions{Rand: random, KeepUnsynced: float64(i%3) / 2, TornSectors: true})
-			o := testOptions(disk)
-			o.HotBytes = 4 << 20
-			n := openNode(t, o)
-			for id, count := range acked {
-				if _, tried := deleted[id]; tried {
-					continue
-				}
-				for e := range count {
-					if got := statuses(t, n, ledger.ReadRequest{Ledger: id, First: ledger.EntryID(e), Last: ledger.EntryID(e)}); got != "F" {
-						t.Fatalf("entry %d of ledger %d reads %s", e, id, got)
-					}
-				}
-			}
-			for id, done := range deleted {
-				a := entryOf(id, 0, 10)
-				a.Create = true
-				if err := add(t, n, a); done && !errors.Is(err, ledger.ErrDeleted) {
-					t.Errorf("add to deleted ledger %d: %v", id, err)
-				}
-			}
-		})
 	}
 }

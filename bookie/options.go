@@ -63,7 +63,7 @@ func (o Options) withDefaults() Options {
 		}
 	}
 	if o.SegmentBytes == 0 {
-		o.SegmentBytes = max(min(256<<20, o.HotBytes/16), minSegmentBytes) / minSegmentBytes * minSegmentBytes
+		o.SegmentBytes = max(min(256<<20, o.HotBytes/16), 1<<20) >> 20 << 20
 	}
 	if o.Log == nil {
 		o.Log = hclog.NewNullLogger()
@@ -85,7 +85,7 @@ func (o Options) withDefaults() Options {
 }
 
 const (
-	minSegmentBytes = 1 << 20
+	minSegmentBytes = 128 << 10
 	minMemoryBytes  = 16 << 20
 )
 

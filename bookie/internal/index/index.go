@@ -129,15 +129,16 @@ func Open(opts Options) (*Index, error) {
 		DisableTableStats:           true,
 		ReadOnly:                    opts.ReadOnly,
 	}
-	// One compaction at a time, the next when it is done. The engine's own choice
-	// does the same and wakes up ten times a second besides, to see whether more
-	// may run at once.
-	engine.Experimental.CompactionScheduler = pebble.NewConcurrencyLimitSchedulerWithNoPeriodicGrantingForTest()
+	compactions := newCompactions()
+	engine.Experimental.CompactionScheduler = compactions
 	db, err := pebble.Open(opts.Dir, engine)
 	if err != nil {
 		return nil, x.wrap("open", err)
 	}
 	x.db = db
+	if !opts.ReadOnly {
+		compactions.begin()
+	}
 	if err := errors.Join(x.flush.failure(), x.load()); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
