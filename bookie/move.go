@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -21,34 +22,46 @@ const moveBytes = 1 << 30
 //
 // With the log over its budget these are the oldest, enough to come a good step
 // below it. With the disk filling up, those in which nothing lives, for they cost
-// no copy; if there are none, those of which a small part lives (M28).
+// no copy; if there are none, those of which a small part lives (M28). In either
+// case the copy of what lives leaves control its part of the reserve: whoever took
+// that could not give anything back any more.
 func (n *Node) disposable() []hotlog.SegmentInfo {
 	sealed := slices.DeleteFunc(n.hot.Segments(), func(s hotlog.SegmentInfo) bool { return !s.Sealed })
 	hot := n.hot.Usage()
-	if overBudget(hot) > 1 {
-		excess := hot.DiskBytes - hot.SpareBytes - hot.MaxDiskBytes
-		return oldest(sealed, max(excess, 0)+min(moveBytes, hot.MaxDiskBytes/4))
-	}
 	disk := n.disk.state()
-	reserve := uint64(n.identity.ReserveBytes)
-	if disk.level == levelOpen && disk.freeBytes >= 2*reserve {
+	reserve := n.identity.ReserveBytes
+	room := max(int64(min(disk.freeBytes, math.MaxInt64))-reserve/2, 0) / 2
+	if overBudget(hot) > 1 && disk.level == levelOpen {
+		excess := hot.DiskBytes - hot.SpareBytes - hot.MaxDiskBytes
+		return copied(oldest(sealed, max(excess, 0)+min(moveBytes, hot.MaxDiskBytes/4)), room)
+	}
+	if disk.level == levelOpen && int64(disk.freeBytes) >= 2*reserve {
 		return nil
 	}
 	var dead, nearly []hotlog.SegmentInfo
-	room := int64(min(disk.freeBytes, reserve) / 2) // for what has to be copied
 	for _, s := range sealed {
 		switch {
 		case s.LiveEntries == 0:
 			dead = append(dead, s)
-		case s.LiveBytes < s.Bytes/2 && s.LiveBytes <= room:
+		case s.LiveBytes < s.Bytes/2:
 			nearly = append(nearly, s)
-			room -= s.LiveBytes
 		}
 	}
 	if len(dead) > 0 {
 		return dead
 	}
-	return nearly
+	return copied(nearly, room)
+}
+
+// copied returns the first segments of which no more than room bytes live
+// together.
+func copied(segments []hotlog.SegmentInfo, room int64) []hotlog.SegmentInfo {
+	for i := range segments {
+		if room -= segments[i].LiveBytes; room < 0 {
+			return segments[:i]
+		}
+	}
+	return segments
 }
 
 // oldest returns the first segments that take so many bytes together.

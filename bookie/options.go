@@ -26,10 +26,10 @@ type Options struct {
 	// hot log may take together: 512 MiB.
 	MemoryBytes int64
 	// HotBytes is how much disk the hot log may fill before survivors move to cold
-	// segments: 8 GiB, at most a quarter of DiskBytes.
+	// segments: 8 GiB, at most a quarter of DiskBytes, at least 32 MiB.
 	HotBytes int64
-	// SegmentBytes is the size of a hot segment: 256 MiB, at most a sixteenth of
-	// HotBytes.
+	// SegmentBytes is the size of a hot segment, which bounds an entry: 256 MiB, at
+	// most a sixteenth of HotBytes, at least 8 MiB, for the largest message of 5 MiB.
 	SegmentBytes int64
 	// DiskBytes is how much disk the node may take: all of it.
 	DiskBytes int64
@@ -59,11 +59,11 @@ func (o Options) withDefaults() Options {
 	if o.HotBytes == 0 {
 		o.HotBytes = 8 << 30
 		if o.DiskBytes > 0 {
-			o.HotBytes = min(o.HotBytes, o.DiskBytes/4)
+			o.HotBytes = max(min(o.HotBytes, o.DiskBytes/4), 4*defaultSegmentBytes)
 		}
 	}
 	if o.SegmentBytes == 0 {
-		o.SegmentBytes = max(min(256<<20, o.HotBytes/16), 1<<20) >> 20 << 20
+		o.SegmentBytes = max(min(256<<20, o.HotBytes/16), defaultSegmentBytes) >> 20 << 20
 	}
 	if o.Log == nil {
 		o.Log = hclog.NewNullLogger()
@@ -85,8 +85,9 @@ func (o Options) withDefaults() Options {
 }
 
 const (
-	minSegmentBytes = 128 << 10
-	minMemoryBytes  = 16 << 20
+	minSegmentBytes     = 128 << 10
+	defaultSegmentBytes = 8 << 20 // at least
+	minMemoryBytes      = 16 << 20
 )
 
 // name is what a bookie and a cluster may be called: it becomes part of keys,
@@ -119,7 +120,7 @@ func (o Options) Validate() error {
 		fault("hot log of %d bytes: want at least 4 segments of %d", o.HotBytes, o.SegmentBytes)
 	}
 	if o.DiskBytes < 0 || o.DiskBytes > 0 && o.DiskBytes < 2*o.HotBytes {
-		fault("disk of %d bytes: want at least twice the hot log's %d", o.DiskBytes, o.HotBytes)
+		fault("disk limit of %d bytes: want at least %d, twice the hot log", o.DiskBytes, 2*o.HotBytes)
 	}
 	if o.ReserveBytes < 0 {
 		fault("reserve of %d bytes is negative", o.ReserveBytes)

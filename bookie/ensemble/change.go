@@ -35,11 +35,13 @@ func (w *Writer) tryChange(needed bool) {
 	w.settleLocked(now)
 	w.runUnlock(true)
 	if !ok {
-		if needed {
+		if needed && !w.helpless { // once, not with every try
+			w.helpless = true
 			w.c.log.Warn("an ensemble change is needed, but no bookie can help", "ledger", w.id, "error", p.missing(old.Quorum))
 		}
 		return
 	}
+	w.helpless = false
 	began := time.Now()
 	err := ledger.CheckTransition(&old, &next)
 	if err == nil {

@@ -142,6 +142,13 @@ func (c *Client) placer(class ledger.Class) *placer {
 	}
 }
 
+// OutOfRoom reports whether too few bookies take adds of a class for a ledger of
+// quorum q, although enough are alive: their disks are full.
+func (c *Client) OutOfRoom(class ledger.Class, q ledger.Quorum) bool {
+	p := c.placer(class)
+	return p.writable() < q.Ack && len(p.candidates) >= q.Ack
+}
+
 // reserve takes n bytes of the budget for bodies.
 func (c *Client) reserve(n int64) bool {
 	if c.held.Add(n) > c.opts.BudgetBytes {

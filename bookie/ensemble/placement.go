@@ -33,6 +33,17 @@ func (p *placer) listed(m ledger.Member) bool {
 	return false
 }
 
+// readOnly reports whether m is alive and does not take adds of the ledger's
+// class.
+func (p *placer) readOnly(m ledger.Member) bool {
+	for _, c := range p.candidates {
+		if c.Member == m {
+			return !p.usable(c)
+		}
+	}
+	return false
+}
+
 // writable counts the usable bookies.
 func (p *placer) writable() int {
 	n := 0

@@ -36,6 +36,7 @@ type Writer struct {
 	sending    bool // a goroutine is sending
 	answering  bool // a goroutine is answering the application
 	recording  bool // the record is being written, or is about to be
+	helpless   bool // no bookie could help at the last change that was needed; owned by change
 	repairing  bool // the short list is being worked on
 	told       bool // failed is closed
 	left       bool // nothing runs for it any more

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -644,6 +645,54 @@ func TestRuleE7_ReplaceWhatCanBe(t *testing.T) {
 		t.Fatal("nothing replaced although d could help")
 	}
 	b.wantEnsemble(next, 0, "d", "b", "c")
+}
+
+// TestRuleM28_FullBookiesEndTheLedger shows that a writer gives its ledger up, to be
+// closed and trimmed, once its bookies have refused adds for want of room for a
+// while, and only then: not while an ack quorum takes adds, not for another fault,
+// not while nothing in it was acknowledged.
+func TestRuleM28_FullBookiesEndTheLedger(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		full  string // bookies that say they are read-only
+		err   error
+		acked bool
+		want  bool
+	}{
+		{"two of three are full", "ab", ledger.ErrReadOnly, true, true},
+		{"an ack quorum is left", "a", ledger.ErrReadOnly, true, false},
+		{"they fail, but have room", "", errDown, true, false},
+		{"nothing is in it", "ab", ledger.ErrReadOnly, false, false},
+	} {
+		b := newBench(t, 2, "a", "b", "c")
+		next := ledger.EntryID(0)
+		if c.acked {
+			b.append(1)
+			b.ok(0, 0)
+			b.ok(1, 0)
+			b.ok(2, 0)
+			next = 1
+		}
+		b.append(1)
+		p := b.placer("a", "b", "c")
+		for i, m := range []string{"a", "b"} {
+			if c.err == errDown || strings.Contains(c.full, m) {
+				b.fail(i, next, c.err)
+			}
+			p.candidates[i].ReadOnly = strings.Contains(c.full, m)
+		}
+		b.c.beginChange(b.now, p)
+		if b.c.stuck != nil {
+			t.Errorf("%s: given up at once: %v", c.name, b.c.stuck)
+		}
+		b.now += roomPatience
+		if _, ok := b.c.beginChange(b.now, p); ok {
+			t.Fatalf("%s: a change to nobody", c.name)
+		}
+		if got := b.c.stuck != nil; got != c.want || got && !errors.Is(b.c.refusal(), ledger.ErrNotEnoughBookies) {
+			t.Errorf("%s: after %v: %v", c.name, roomPatience, b.c.stuck)
+		}
+	}
 }
 
 // TestRuleE11_LateFailureIsIgnored shows that a failure of a bookie that lost its

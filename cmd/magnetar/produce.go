@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"sync"
 	"time"
@@ -77,6 +78,9 @@ It exits with 0 once every message is acknowledged, and says on stderr what it d
 		in := a.in
 		if *file != "-" {
 			f, err := os.Open(*file)
+			if errors.Is(err, fs.ErrNotExist) {
+				return notFoundf("%w; name the file to publish with -f, or - for standard input", err)
+			}
 			if err != nil {
 				return err
 			}
@@ -103,11 +107,14 @@ It exits with 0 once every message is acknowledged, and says on stderr what it d
 			run.limit = rate.NewLimiter(rate.Limit(*perSecond), max(1, int(*perSecond/100)))
 		}
 		showing := run.progress(ctx, a.err)
+		stall := stall{app: a, done: run.acknowledged}
+		watched := stall.watch(ctx, run.waiting)
 		err = run.lines(ctx, in)
 		if flushErr := p.Close(ctx); err == nil {
 			err = flushErr
 		}
 		run.open.Wait() // a producer that is closed has answered everything
+		watched()
 		showing()
 		run.summary(a.err, args[0])
 		return errors.Join(run.failed(), err)
@@ -133,6 +140,7 @@ type produceRun struct {
 
 	open                   sync.WaitGroup // messages without an answer
 	mu                     sync.Mutex
+	sent                   int
 	stored, bad, uncertain int
 	bytes                  int64
 	first                  error // of those that were not stored
@@ -165,6 +173,7 @@ func (r *produceRun) lines(ctx context.Context, in io.Reader) error {
 		}
 		size := int64(len(m.Value))
 		r.open.Add(1)
+		r.noteSent()
 		r.p.Publish(ctx, m, func(_ client.MessageID, err error) { r.answered(number, size, err) })
 		if r.failed() != nil || ctx.Err() != nil {
 			return ctx.Err()
@@ -253,6 +262,26 @@ func progressLines(ctx context.Context, w io.Writer, every time.Duration, line f
 		}
 	})
 	return func() { cancel(); done.Wait() }
+}
+
+func (r *produceRun) noteSent() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.sent++
+}
+
+// acknowledged is how many messages are stored.
+func (r *produceRun) acknowledged() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.stored
+}
+
+// waiting reports whether messages were sent that have no answer.
+func (r *produceRun) waiting() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.sent > r.stored+r.bad+r.uncertain
 }
 
 func (r *produceRun) failed() error {

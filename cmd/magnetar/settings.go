@@ -73,6 +73,10 @@ func (s *settings) declareMemory() {
 	s.set.Bytes(&s.memory, "memory", 0, "budget for caches and data in flight (default: a quarter of the memory there is)")
 }
 
+func (s *settings) declareDisk() {
+	s.set.Bytes(&s.diskLimit, "disk-limit", 0, "most bytes that bookies use, at least 64MiB for each (default: what the disk has)")
+}
+
 func (s *settings) declareFsync() {
 	s.set.Bool(&s.noFsync, "no-fsync", false, "UNSAFE: acknowledge before data is on the disk; a power cut loses it")
 }
@@ -83,6 +87,7 @@ func standaloneSettings() *settings {
 	s.set.Int(&s.bookies, "bookies", 1, "how many bookies; 1, 2 and 3 or more keep 1, 2 and 3 copies")
 	s.set.Bytes(&s.ledgerBytes, "ledger-bytes", 1<<30, "size at which a topic starts its next ledger")
 	s.set.Bytes(&s.maxMsg, "max-message-bytes", 5<<20, "largest message taken")
+	s.declareDisk()
 	s.declareMemory()
 	s.declareFsync()
 	return s
@@ -100,7 +105,7 @@ func bookieSettings() *settings {
 	s.set.String(&s.dataDir, "data-dir", "./magnetar-data/bookie", "where the data lies")
 	s.set.String(&s.id, "id", "", "name of this bookie in the cluster (default: HOSTNAME-GRPCPORT)")
 	s.set.String(&s.rack, "rack", "", "copies are spread over racks")
-	s.set.Bytes(&s.diskLimit, "disk-limit", 0, "most bytes to use (default: what the disk has)")
+	s.declareDisk()
 	s.declareMemory()
 	s.declareFsync()
 	return s

@@ -100,7 +100,7 @@ func (a *app) runStandalone(c *cobra.Command, s *settings) error {
 	defer cancel()
 	node, err := standalone.Start(starting, standalone.Options{
 		DataDir: dir, GRPC: l.grpc, HTTP: l.http, Debug: l.debug, Bookies: s.bookies, MemoryBytes: memoryBudget(s.memory),
-		MaxMessageBytes: s.maxMsg, LedgerBytes: s.ledgerBytes, NoSync: s.noFsync, Version: version, Log: log,
+		MaxMessageBytes: s.maxMsg, LedgerBytes: s.ledgerBytes, DiskBytes: s.diskLimit, NoSync: s.noFsync, Version: version, Log: log,
 	})
 	if err != nil {
 		return err

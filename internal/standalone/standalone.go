@@ -39,7 +39,8 @@ type Options struct {
 	MemoryBytes     int64 // 0: 512 MiB
 	MaxMessageBytes int64 // 0: 5 MiB
 	LedgerBytes     int64 // 0: 256 MiB
-	HotBytes        int64 // see bookie.Options
+	HotBytes        int64 // of each bookie; see bookie.Options
+	DiskBytes       int64 // all bookies together may use so much; 0: what the disk has
 	NoSync          bool
 	Version         string
 	Log             hclog.Logger
@@ -208,7 +209,7 @@ func (n *Node) startBookie(ctx context.Context, common roles.Common, i int) (*ro
 	return roles.StartBookie(ctx, roles.BookieOptions{
 		Common: common, FS: o.FS, Dir: filepath.Join(o.DataDir, id), ID: id,
 		Address: o.GRPC.Addr().String(), MemoryBytes: o.MemoryBytes / 2 / int64(o.Bookies),
-		HotBytes: o.HotBytes, NoSync: o.NoSync, Fatal: o.Fatal,
+		HotBytes: o.HotBytes, DiskBytes: o.DiskBytes / int64(o.Bookies), NoSync: o.NoSync, Fatal: o.Fatal,
 	})
 }
 

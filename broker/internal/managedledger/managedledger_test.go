@@ -2,6 +2,7 @@ package managedledger
 
 import (
 	"errors"
+	"fmt"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -200,6 +201,79 @@ func TestRuleM17_AnEmptyLedgerIsDropped(t *testing.T) {
 		}
 		w.checkStore()
 		b.m.Abandon()
+	})
+}
+
+// TestRuleM28_FullBookiesAreTrimmed shows the way out when the disks of all bookies
+// are full: what was published and is not needed any more is trimmed, also from the
+// ledger that is being written, and what waited is published where there is room
+// again.
+func TestRuleM28_FullBookiesAreTrimmed(t *testing.T) {
+	for _, waiting := range []int{0, 3} {
+		t.Run(fmt.Sprint(waiting, " wait"), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				a := w.owner("a", Roll{}).open()
+				a.publishMany(5)
+				settle()
+				full := func(is bool) {
+					for i := range 3 {
+						w.bookies.At(i).SetReadOnly(is)
+					}
+				}
+				full(true)
+				a.publishMany(waiting)
+				time.Sleep(time.Minute)
+				end := a.m.LastConfirmed()
+				for range 2 {
+					if _, err := a.m.Trim(t.Context(), end.Next(), Retention{}); err != nil {
+						t.Fatal(err)
+					}
+					settle()
+				}
+				if s := a.m.Stats(); s.Entries != 0 {
+					t.Fatalf("nothing was trimmed: %+v", s)
+				}
+				if ok, all := a.answered(); ok != 5 || all != 5 {
+					t.Errorf("%d of %d answers are ok while there is no room", ok, all)
+				}
+				full(false)
+				a.publishMany(1)
+				time.Sleep(time.Minute)
+				if ok, all := a.answered(); ok != 6+waiting || all != ok {
+					t.Errorf("%d of %d answers are ok once there is room, want %d", ok, all, 6+waiting)
+				}
+				if got := len(a.readAll()); got != 1+waiting {
+					t.Errorf("%d entries, want %d", got, 1+waiting)
+				}
+				w.checkStore()
+				a.m.Abandon()
+			})
+		})
+	}
+}
+
+// TestRuleM20_AgeRollWaitsForTheStore shows that a ledger old enough to be closed is
+// written on while the metadata store is away: without it the next one could not be
+// made.
+func TestRuleM20_AgeRollWaitsForTheStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		a := w.owner("a", Roll{MaxAge: time.Second})
+		a.opts.Now = func() time.Time { return time.UnixMilli(1 << 40) }
+		a.open().publishMany(5)
+		settle()
+		a.store.Cut(true)
+		if _, err := a.m.Trim(t.Context(), a.m.LastConfirmed().Next(), Retention{}); !errors.Is(err, meta.ErrUnavailable) {
+			t.Errorf("trim without the store: %v", err)
+		}
+		a.publishMany(5)
+		settle()
+		if ok, all := a.answered(); ok != 10 || all != 10 {
+			t.Errorf("%d of %d publishes went on", ok, all)
+		}
+		a.store.Cut(false)
+		a.m.Abandon()
 	})
 }
 

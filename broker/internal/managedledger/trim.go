@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/magnetar-io/magnetar/bookie/ledger"
 	"github.com/magnetar-io/magnetar/broker/internal/chain"
 	"github.com/magnetar-io/magnetar/broker/internal/position"
 )
@@ -16,12 +17,26 @@ import (
 // the rest for the next call.
 //
 // A ledger being written is closed, and trimmed by a later call, when it is older
-// than the roll's MaxAge and holds something that is no longer needed.
+// than the roll's MaxAge, or the disks of the bookies are full, and it holds
+// something that is no longer needed.
 func (m *ManagedLedger) Trim(ctx context.Context, keepFrom position.Position, r Retention) (int, error) {
+	age := m.opts.Roll.MaxAge
+	if m.opts.Ledgers.OutOfRoom(ledger.Data, m.opts.Quorum) {
+		age = 1 // nothing can be published, so the ledger is needed for nothing else (M28)
+	}
 	m.mu.RLock()
-	retire := m.links.worthRetiring(keepFrom, r, m.opts.Roll.MaxAge, m.opts.Now().UnixMilli())
+	retire := m.links.worthRetiring(keepFrom, r, age, m.opts.Now().UnixMilli())
+	newest := uint64(0)
+	if retire {
+		newest = m.links[len(m.links)-1].sequence
+	}
 	m.mu.RUnlock()
 	if retire {
+		// Without the store the next ledger could not be made, and publishing would
+		// wait for it: such a roll is a wish (M20).
+		if _, err := m.opts.Store.Get(ctx, m.record.key(newest)); err != nil {
+			return 0, fmt.Errorf("trim topic %d: read chain link %d: %w", m.opts.Topic, newest, err)
+		}
 		m.appender.Retire()
 	}
 	return m.record.trim(ctx, keepFrom, r)
