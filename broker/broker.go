@@ -300,7 +300,9 @@ func (b *Broker) sessionsEnded() int {
 
 // admit puts a bundle among those that are open, unless it was lost while it was
 // being opened, or a session was ended since endings was taken. It says which; one
-// that was not admitted is for the caller to abandon.
+// that was not admitted is for the caller to abandon. What the last owner left
+// undone is looked for only now: a topic marked for deletion from here on finds the
+// bundle open.
 func (b *Broker) admit(o *ownedBundle, endings int) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -308,6 +310,7 @@ func (b *Broker) admit(o *ownedBundle, endings int) bool {
 		return false
 	}
 	b.bundles[o.bundle] = o
+	o.inBackground(o.openUnclosed)
 	return true
 }
 

@@ -38,11 +38,15 @@ type ownedBundle struct {
 	shelf   *bundlelog.Shelf
 	journal *bundlelog.Log
 
-	// ctx ends when the bundle is given up; what opens topics runs under it.
-	ctx      context.Context
-	cancel   context.CancelCauseFunc
-	work     sync.WaitGroup // goroutines of the bundle
-	deleting sync.Mutex     // held by the one that finishes deletions
+	// ctx ends when the bundle is given up; what opens topics, or deletes them, runs
+	// under it.
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	// orderly ends when nothing of the bundle can be made durable any more; until
+	// then topics are closed in order.
+	orderly context.Context
+	cut     context.CancelFunc
+	work    sync.WaitGroup // goroutines of the bundle
 
 	// gone: it was taken out of the broker's bundles, or lost before it came among
 	// them. Guarded by Broker.mu.
@@ -51,12 +55,11 @@ type ownedBundle struct {
 	// held is that record, and so has whoever compares the two.
 	renewing chan struct{}
 
-	mu     sync.Mutex
-	held   holding
-	topics map[topicname.Name]*ownedTopic
-	leave  error // why no more topics are opened; nil while owned
-	// undeleted: a deletion was broken off and is to be taken up again.
-	undeleted bool
+	mu        sync.Mutex
+	held      holding
+	topics    map[topicname.Name]*ownedTopic
+	leave     error // why no more topics are opened; nil while owned
+	deletions deletions
 }
 
 // holding is the owner record that this broker wrote last for a bundle.
@@ -91,21 +94,32 @@ func (b *Broker) openBundle(ctx context.Context, bd bundle.Bundle, held holding)
 	}
 	o.renewing <- struct{}{}
 	o.ctx, o.cancel = context.WithCancelCause(context.Background())
+	o.orderly, o.cut = context.WithCancel(context.Background())
 	b.ids.Discard() // ids of a chain rise across owners
 	journal, err := bundlelog.Open(ctx, bundlelog.Options{
 		Bundle: bd.String(), First: bd.Range.First, Last: bd.Range.Last,
 		Layout: b.opts.Layout, Store: b.opts.Store, Ledgers: b.opts.Ledgers,
 		Guard: o.conds, StillOwner: o.stillOurs, Quorum: b.opts.Quorum, State: o.shelf,
-		OnFenced: func(err error) { go o.lost(fmt.Errorf("bundle log: %w", err)) },
+		OnFenced: func(err error) { o.lost(fmt.Errorf("bundle log: %w", err)) },
 		Log:      o.log.Named("bundlelog"), Metrics: b.logMetrics,
 	})
 	if err != nil {
 		o.cancel(err)
+		o.cut()
 		return nil, fmt.Errorf("open the log of bundle %s: %w", bd, err)
 	}
 	o.journal = journal
-	o.work.Go(o.openUnclosed)
 	return o, nil
+}
+
+// inBackground runs f on a goroutine that the end of the bundle waits for; not at
+// all once the bundle is being given up. f ends soon after o.ctx does.
+func (o *ownedBundle) inBackground(f func()) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.leave == nil {
+		o.work.Go(f)
+	}
 }
 
 // conds is the guard of every transaction made as owner.
@@ -214,7 +228,7 @@ func (o *ownedBundle) openTopic(ctx context.Context, t *ownedTopic) (*topic.Topi
 		Journal:         topicJournal{o.journal, key},
 		MaxMessageBytes: o.b.opts.MaxMessageBytes,
 		Reads:           o.b.reads,
-		OnEnd:           func(err error) { o.reopen(t, err) },
+		OnEnd:           func(err error) { o.inBackground(func() { o.reopen(t, err) }) },
 		Log:             o.log.Named("topic"), Metrics: o.b.topicMetrics, SubscriptionMetrics: o.b.subscriptionMetrics,
 		Now: o.b.opts.Now,
 	}, parked)
@@ -279,7 +293,7 @@ func (o *ownedBundle) ledgerOptions(t *ownedTopic, notify func()) managedledger.
 		Notify: notify,
 		OnFenced: func(err error) {
 			o.log.Warn("topic is fenced", "topic", t.name.String(), "error", err)
-			go o.checkOwned(err)
+			o.inBackground(func() { o.checkOwned(err) })
 		},
 		Log: o.log.Named("managedledger"), Metrics: o.b.ledgerMetrics, Now: o.b.opts.Now,
 	}
@@ -304,18 +318,29 @@ func (j topicJournal) Append(records []subscription.Record, done func(error)) er
 	return err
 }
 
-// reopen closes a topic that ended by itself; whoever asks for it next opens it
-// from what the ledgers hold. Called on a goroutine of its own.
+// reopen closes a topic that ended by itself, or has to; whoever asks for it next
+// opens it from what the ledgers hold. It returns when the topic is closed, or the
+// bundle is being given up. Called on a goroutine of the bundle.
+//
+// Giving the bundle up does not cut it short: end waits for it.
 func (o *ownedBundle) reopen(t *ownedTopic, cause error) {
 	<-t.ready
 	o.mu.Lock()
-	if o.leave != nil || t.reopening {
+	if o.leave != nil || t.topic == nil {
 		o.mu.Unlock()
+		return
+	}
+	if t.reopening {
+		o.mu.Unlock()
+		select {
+		case <-t.gone:
+		case <-o.ctx.Done():
+		}
 		return
 	}
 	t.reopening = true
 	o.mu.Unlock()
-	o.closeTopic(o.ctx, t, cause)
+	o.closeTopic(o.orderly, t, cause)
 	o.mu.Lock()
 	delete(o.topics, t.name)
 	o.mu.Unlock()
@@ -357,7 +382,7 @@ func (o *ownedBundle) stillOurs(ctx context.Context) (bool, error) {
 }
 
 // lost drops the bundle at once. If the owner record names this broker all the
-// same, it is opened again.
+// same, it is opened again. It waits for nothing.
 func (o *ownedBundle) lost(cause error) {
 	o.log.Warn("bundle is lost", "error", cause)
 	o.b.drop(o, fmt.Errorf("%w: %w", errMoved, cause))
@@ -365,6 +390,7 @@ func (o *ownedBundle) lost(cause error) {
 
 // abandon ends everything of the bundle without waiting for its ledgers.
 func (o *ownedBundle) abandon(reason error) {
+	o.cut()
 	o.end(reason, func(t *ownedTopic) {
 		gone, cancel := context.WithCancel(context.Background())
 		cancel() // nothing of this can be made durable any more
@@ -377,6 +403,9 @@ func (o *ownedBundle) abandon(reason error) {
 // close hands the bundle back: publishes are answered, acknowledgements durable,
 // ledgers closed, so that its next owner has nothing to recover.
 func (o *ownedBundle) close(ctx context.Context, reason error) error {
+	defer o.cut()
+	stop := context.AfterFunc(ctx, o.cut)
+	defer stop()
 	var wg sync.WaitGroup
 	o.end(reason, func(t *ownedTopic) { wg.Go(func() { o.closeTopic(ctx, t, reason) }) })
 	wg.Wait()
@@ -385,7 +414,9 @@ func (o *ownedBundle) close(ctx context.Context, reason error) error {
 	return err
 }
 
-// end lets no topic be opened any more and calls f for each that is open.
+// end lets no topic be opened any more and calls f for each that is open. Those
+// that are being closed already, because they ended by themselves, it waits for:
+// they may have something to say to the log.
 func (o *ownedBundle) end(reason error, f func(*ownedTopic)) {
 	o.mu.Lock()
 	if o.leave == nil {
@@ -397,15 +428,24 @@ func (o *ownedBundle) end(reason error, f func(*ownedTopic)) {
 	}
 	o.mu.Unlock()
 	o.cancel(reason)
+	var closing []*ownedTopic
 	for _, t := range all {
 		<-t.ready // opening ends with the bundle's context
+		if t.topic == nil {
+			continue
+		}
 		o.mu.Lock()
-		skip := t.topic == nil || t.reopening
+		reopening := t.reopening
 		t.reopening = true
 		o.mu.Unlock()
-		if !skip {
+		if reopening {
+			closing = append(closing, t)
+		} else {
 			f(t)
 		}
+	}
+	for _, t := range closing {
+		<-t.gone
 	}
 }
 
@@ -435,7 +475,7 @@ func (o *ownedBundle) openUnclosed() {
 		o.log.Warn("topics left open by the last owner are recovered only when asked for", "error", err)
 		return
 	}
-	o.deleteMarked(o.ctx)
+	o.finishDeletions()
 	for _, t := range topics {
 		unclosed, err := o.hasUnclosed(t.ID)
 		if err != nil || !unclosed || t.Deleting {

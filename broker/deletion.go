@@ -32,7 +32,7 @@ func (b *Broker) deletions(ctx context.Context) {
 		}
 		b.log.Debug("watch of topic records begins again", "error", err)
 		for _, o := range b.owned() { // what was marked while nobody watched
-			o.deleteMarked(ctx)
+			o.finishDeletions()
 		}
 		select {
 		case <-ctx.Done():
@@ -59,34 +59,67 @@ func (b *Broker) watchDeletions(ctx context.Context, prefix string, from meta.Re
 				continue
 			}
 			if o := b.bundleOf(namespace, hash); o != nil {
-				o.inBackground(func() { o.deleteMarked(ctx) })
+				o.finishDeletions()
 			}
 		}
 	}
 }
 
-// deleteMarked finishes the deletion of every topic of the bundle whose record
-// says so. One at a time: the bundle's deletions exclude each other.
-func (o *ownedBundle) deleteMarked(ctx context.Context) {
-	o.deleting.Lock()
-	defer o.deleting.Unlock()
-	topics, err := o.b.catalog.TopicsOf(ctx, o.bundle)
-	if err != nil {
-		o.log.Warn("topics being deleted cannot be listed", "error", err)
+// deletions is what is known of a bundle's topics that are to be deleted. Guarded
+// by ownedBundle.mu.
+type deletions struct {
+	wanted bool // topics may have been marked since the records were listed last
+	active bool // a goroutine of the bundle is at it
+	failed bool // one was broken off and is to be taken up again
+}
+
+// finishDeletions sees to it that every topic of the bundle whose record says so
+// is deleted, on one goroutine of the bundle however often it is called.
+func (o *ownedBundle) finishDeletions() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.deletions.wanted = true
+	if !o.deletions.active && o.leave == nil {
+		o.deletions.active = true
+		o.work.Go(o.runDeletions)
 	}
-	failed := err != nil
+}
+
+func (o *ownedBundle) runDeletions() {
+	for {
+		o.mu.Lock()
+		if !o.deletions.wanted || o.leave != nil {
+			o.deletions.active = false
+			o.mu.Unlock()
+			return
+		}
+		o.deletions.wanted = false
+		o.mu.Unlock()
+		failed := o.deleteMarked(o.ctx)
+		o.mu.Lock()
+		o.deletions.failed = failed
+		o.mu.Unlock()
+	}
+}
+
+// deleteMarked finishes the deletion of every topic of the bundle whose record
+// says so, one at a time.
+func (o *ownedBundle) deleteMarked(ctx context.Context) (failed bool) {
+	topics, err := o.b.catalog.TopicsOf(ctx, o.bundle)
+	if err != nil && ctx.Err() == nil {
+		o.log.Warn("topics being deleted cannot be listed", "error", err)
+		failed = true
+	}
 	for _, t := range topics {
-		if !t.Deleting {
+		if !t.Deleting || ctx.Err() != nil {
 			continue
 		}
-		if err := o.delete(ctx, t); err != nil && o.ctx.Err() == nil {
+		if err := o.delete(ctx, t); err != nil && ctx.Err() == nil {
 			o.log.Warn("deletion of a topic goes on later", "topic", t.Name.String(), "error", err)
 			failed = true
 		}
 	}
-	o.mu.Lock()
-	o.undeleted = failed
-	o.mu.Unlock()
+	return failed
 }
 
 // delete takes a topic away, in an order that can be taken up again after any
@@ -96,10 +129,10 @@ func (o *ownedBundle) delete(ctx context.Context, t catalog.Topic) error {
 	open := o.topics[t.Name]
 	o.mu.Unlock()
 	if open != nil {
-		<-open.ready
-		if open.topic != nil {
-			o.reopen(open, fmt.Errorf("%s: %w", t.Name, errTopicDeleted))
-		}
+		o.reopen(open, fmt.Errorf("%s: %w", t.Name, errTopicDeleted))
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
 	key := bundlelog.Topic{ID: t.ID, Hash: t.Name.Hash()}
 	drop := topic.Drop()
@@ -124,13 +157,4 @@ func (o *ownedBundle) delete(ctx context.Context, t catalog.Topic) error {
 	}
 	o.log.Info("topic deleted", "topic", t.Name.String())
 	return nil
-}
-
-// inBackground runs f on a goroutine that the end of the bundle waits for.
-func (o *ownedBundle) inBackground(f func()) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.leave == nil {
-		o.work.Go(f)
-	}
 }

@@ -40,10 +40,10 @@ func (b *Broker) sweepBundle(ctx context.Context, o *ownedBundle, policies map[s
 		policies[o.bundle.Namespace] = r
 	}
 	o.mu.Lock()
-	undeleted := o.undeleted
+	broken := o.deletions.failed
 	o.mu.Unlock()
-	if undeleted {
-		o.deleteMarked(ctx)
+	if broken {
+		o.finishDeletions()
 	}
 	for _, t := range o.openTopics() {
 		n, err := t.Trim(ctx, r)

@@ -63,9 +63,10 @@ type Options struct {
 	Reads               *semaphore.Weighted // see subscription.Options
 	SubscriptionMetrics *subscription.Metrics
 
-	// OnEnd is called once, on a goroutine of its own, when the topic ended by
-	// itself: the outcome of a publish, or of a record in the journal, is unknown.
-	// Close it, then open it again or drop its bundle.
+	// OnEnd is called once when the topic ended by itself: the outcome of a publish,
+	// or of a record in the journal, is unknown. Close it, then open it again or drop
+	// its bundle; but not from within OnEnd, which is called with the topic locked
+	// and must not block.
 	OnEnd   func(error)
 	Log     hclog.Logger
 	Metrics *Metrics
@@ -255,7 +256,7 @@ func (t *Topic) endLocked(err error) {
 	if !t.ended {
 		t.ended = true
 		t.opts.Log.Warn("topic ended", "topic", t.opts.Name.String(), "error", err)
-		go t.opts.OnEnd(err)
+		t.opts.OnEnd(err)
 	}
 }
 
