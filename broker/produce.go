@@ -54,8 +54,9 @@ type streamProducer struct {
 	stream *produceStream
 	id     uint64
 	// Below is guarded by stream.mu.
-	producer *topic.Producer // nil while it is being opened
-	dropped  bool            // closed while it was being opened
+	producer *topic.Producer // nil while its topic is being opened
+	opened   bool            // it may publish: it waits for no earlier outcome
+	dropped  bool            // its client closed it
 }
 
 // topics finds the topics that this broker owns, opening them as needed.
@@ -141,7 +142,7 @@ func (s *produceStream) publish(p *brokerv1.Publish, frame *rpc.Frame) error {
 		s.mu.Lock()
 		sp := s.producers[b.GetProducerId()]
 		var open *topic.Producer
-		if sp != nil {
+		if sp != nil && sp.opened {
 			open = sp.producer
 		}
 		s.mu.Unlock()
@@ -188,11 +189,20 @@ func (sp *streamProducer) connect(ctx context.Context, req *brokerv1.OpenProduce
 		return
 	}
 	t, err := s.topics.topic(ctx, name)
+	var p *topic.Producer
 	if err == nil {
-		err = t.OpenProducer(req.GetProducerName(), req.GetEpoch(), req.GetNameChosenByBroker(), producerSink{sp, name})
+		p, err = t.OpenProducer(req.GetProducerName(), req.GetEpoch(), req.GetNameChosenByBroker(), producerSink{sp, name})
 	}
 	if err != nil {
 		fail(err)
+		return
+	}
+	s.mu.Lock()
+	sp.producer = p
+	dropped, final := sp.dropped || s.ended, sp.dropped
+	s.mu.Unlock()
+	if dropped { // nobody wants it any more
+		p.Close(final)
 	}
 }
 
@@ -211,7 +221,8 @@ func (s *produceStream) closeProducer(id uint64) {
 	}
 }
 
-// end disconnects all producers: the connection ended, they may come back.
+// end disconnects all producers: the connection ended, they may come back. Those
+// whose topic is still being opened are closed by connect.
 func (s *produceStream) end() {
 	s.mu.Lock()
 	s.ended = true
@@ -243,13 +254,10 @@ func (k producerSink) put(e produceEvent) {
 func (k producerSink) Opened(p *topic.Producer, last uint64, stored bool) {
 	s := k.sp.stream
 	s.mu.Lock()
-	dropped, final := k.sp.dropped || s.ended, k.sp.dropped
-	if !dropped {
-		k.sp.producer = p
-	}
+	dropped := k.sp.dropped || s.ended // connect closes it
+	k.sp.producer, k.sp.opened = p, !dropped
 	s.mu.Unlock()
-	if dropped { // nobody wants it any more
-		s.opens.Go(func() { p.Close(final) })
+	if dropped {
 		return
 	}
 	k.put(produceEvent{response: brokerv1.ProduceResponse_builder{Opened: brokerv1.ProducerOpened_builder{

@@ -11,6 +11,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/magnetar-io/magnetar/bookie/ensemble/ensembletest"
+	"github.com/magnetar-io/magnetar/bookie/ledger"
 	"github.com/magnetar-io/magnetar/discovery/meta"
 	"github.com/magnetar-io/magnetar/internal/rpc"
 	"github.com/magnetar-io/magnetar/internal/topicname"
@@ -69,10 +71,12 @@ func (p *pipe[Response]) heard() []Response {
 	return append([]Response(nil), p.out...)
 }
 
-// hangUp ends the connection and waits for the handler.
+// hangUp ends the connection, waits for the handler, and returns its error.
 func (p *pipe[Response]) hangUp() error {
 	p.cancel()
-	return <-p.ended
+	err := <-p.ended
+	p.ended <- err // for who asks again
+	return err
 }
 
 type consumePipe struct {
@@ -89,6 +93,28 @@ func (n *node) consume() *pipe[*brokerv1.ConsumeResponse] {
 	p := newPipe[*brokerv1.ConsumeResponse](n.w.t)
 	go func() { p.ended <- consume(consumePipe{pipe: p}, n.Broker, hclog.NewNullLogger()) }()
 	return p
+}
+
+type producePipe struct {
+	brokerv1.Messaging_ProduceServer // for what is not called
+	*pipe[*brokerv1.ProduceResponse]
+}
+
+func (p producePipe) Context() context.Context { return p.pipe.Context() }
+func (p producePipe) RecvMsg(m any) error      { return p.pipe.RecvMsg(m) }
+func (p producePipe) SendMsg(m any) error      { return p.pipe.SendMsg(m) }
+
+// produce opens a Produce stream to a broker.
+func (n *node) produce() *pipe[*brokerv1.ProduceResponse] {
+	p := newPipe[*brokerv1.ProduceResponse](n.w.t)
+	go func() { p.ended <- produce(producePipe{pipe: p}, n.Broker, hclog.NewNullLogger()) }()
+	return p
+}
+
+func openProducer(id uint64, topic topicname.Name, name string, epoch uint64) *brokerv1.ProduceRequest {
+	return brokerv1.ProduceRequest_builder{Open: brokerv1.OpenProducer_builder{
+		ProducerId: &id, Topic: new(topic.String()), ProducerName: &name, Epoch: &epoch,
+	}.Build()}.Build()
 }
 
 // holdOpening makes the opening of a topic at a broker wait until release is
@@ -169,4 +195,45 @@ func TestFlowBeforeSubscribedGivesNothingBack(t *testing.T) {
 			p.hangUp()
 		}
 	})
+}
+
+// A producer may have to wait, after its topic is open, for the outcome of what an
+// earlier connection sent. Its stream ends it all the same: the name is free for
+// whoever comes next, and nobody hears of it any more.
+func TestStreamEndsProducersThatWaitToOpen(t *testing.T) {
+	for how, end := range map[string]func(p *pipe[*brokerv1.ProduceResponse]){
+		"connection lost": func(p *pipe[*brokerv1.ProduceResponse]) { p.hangUp() },
+		"producer closed": func(p *pipe[*brokerv1.ProduceResponse]) {
+			p.in <- brokerv1.ProduceRequest_builder{Close: brokerv1.CloseProducer_builder{ProducerId: new(uint64(1))}.Build()}.Build()
+		},
+	} {
+		t.Run(how, func(t *testing.T) {
+			story(t, func(t *testing.T, w *world) {
+				a := w.start("a")
+				name := w.topic("orders")
+				a.open(w.bundleOf(name))
+				s := a.publish(name, "p", 1)
+				for i := range 3 {
+					w.bookies.At(i).OnAdd(func(ledger.Add) ensembletest.AddFault { return ensembletest.AddFault{Delay: time.Minute} })
+				}
+				s.producer.Publish(batch("p", 1, 0)) // no outcome for a minute
+				p := a.produce()
+				defer func() { p.hangUp() }()
+				p.in <- openProducer(1, name, "p", 1)
+				synctest.Wait()
+				end(p)
+				synctest.Wait()
+				next := a.produce()
+				defer next.hangUp()
+				next.in <- openProducer(7, name, "p", 1) // the same epoch: it takes nobody's place
+				time.Sleep(2 * time.Minute)
+				if heard := next.heard(); len(heard) != 1 || heard[0].GetOpened().GetLastSequenceId() != 1 {
+					t.Errorf("the next one heard %v", heard)
+				}
+				if heard := p.heard(); len(heard) != 0 {
+					t.Errorf("one that is gone heard %v", heard)
+				}
+			})
+		})
+	}
 }

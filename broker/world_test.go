@@ -254,7 +254,7 @@ func (n *node) publish(name topicname.Name, producer string, messages int) *sink
 		n.w.t.Fatal(err)
 	}
 	s := &sink{}
-	if err := t.OpenProducer(producer, 0, false, s); err != nil {
+	if _, err := t.OpenProducer(producer, 0, false, s); err != nil {
 		n.w.t.Fatal(err)
 	}
 	for i := range messages {

@@ -28,7 +28,7 @@ func (s *story) Hold(h bool, why string) {
 func (b *bench) story(name string) *story {
 	b.t.Helper()
 	s := &story{}
-	if err := b.topic.OpenProducer(name, 0, false, s); err != nil {
+	if _, err := b.topic.OpenProducer(name, 0, false, s); err != nil {
 		b.t.Fatal(err)
 	}
 	return s

@@ -206,7 +206,7 @@ func (b *bench) open() {
 func (b *bench) producer(name string, epoch uint64) *heard {
 	b.t.Helper()
 	h := &heard{}
-	if err := b.topic.OpenProducer(name, epoch, false, h); err != nil {
+	if _, err := b.topic.OpenProducer(name, epoch, false, h); err != nil {
 		b.t.Fatal(err)
 	}
 	return h

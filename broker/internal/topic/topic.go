@@ -150,17 +150,18 @@ func (t *Topic) ID() uint64 { return t.opts.ID }
 
 // OpenProducer connects a producer; an empty name makes one up. chosenBefore says
 // that the name is one that a broker made up earlier for the same producer.
-// producer.ErrBusy: the name is taken.
+// producer.ErrBusy: the name is taken. The producer returned may only be closed
+// before its sink has heard Opened.
 //
 // What an earlier connection of that name sent and has no outcome yet is waited
 // for before the sink hears Opened: a new process that was told a lower sequence
 // id would give the next ones to messages of its own, and these would be taken
 // for the earlier ones sent again, and lost.
-func (t *Topic) OpenProducer(name string, epoch uint64, chosenBefore bool, sink Sink) error {
+func (t *Topic) OpenProducer(name string, epoch uint64, chosenBefore bool, sink Sink) (*Producer, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closing != nil {
-		return t.closing
+		return nil, t.closing
 	}
 	chosen := chosenBefore
 	if name == "" {
@@ -172,7 +173,7 @@ func (t *Topic) OpenProducer(name string, epoch uint64, chosenBefore bool, sink 
 	}
 	last, stored, replaced, err := t.producers.Open(name, epoch)
 	if err != nil {
-		return fmt.Errorf("producer %q of %s: %w", name, t.opts.Name, err)
+		return nil, fmt.Errorf("producer %q of %s: %w", name, t.opts.Name, err)
 	}
 	if replaced {
 		t.endProducerLocked(t.open[name], fmt.Errorf("%w: producer %q, epoch %d", ErrFenced, name, epoch))
@@ -183,7 +184,7 @@ func (t *Topic) OpenProducer(name string, epoch uint64, chosenBefore bool, sink 
 	if p.opening = t.producers.InFlight(name); !p.opening {
 		sink.Opened(p, last, stored)
 	}
-	return nil
+	return p, nil
 }
 
 // openedLocked lets a producer begin that waited for the outcome of what its name

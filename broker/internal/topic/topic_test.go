@@ -495,7 +495,7 @@ func (nobody) Alive() bool                             { return true }
 func TestNameIsTaken(t *testing.T) {
 	b := newBench(t)
 	b.producer("p", 0)
-	if err := b.topic.OpenProducer("p", 0, false, &heard{}); !errors.Is(err, producer.ErrBusy) {
+	if _, err := b.topic.OpenProducer("p", 0, false, &heard{}); !errors.Is(err, producer.ErrBusy) {
 		t.Errorf("got %v", err)
 	}
 	if h := b.producer("", 0); h.producer.Name() == "" || h.producer.Name() == b.producer("", 0).producer.Name() {
