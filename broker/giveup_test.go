@@ -227,15 +227,9 @@ func TestGivingUpEndsDeletions(t *testing.T) {
 func TestDeletionMarkedWhileTheBundleOpens(t *testing.T) {
 	story(t, func(t *testing.T, w *world) {
 		name := w.topic("orders")
-		bd := w.bundleOf(name)
 		a := w.start("a")
-		o := a.open(bd)
-		again, err := a.openBundle(t.Context(), bd, o.holding())
-		if err != nil {
-			t.Fatal(err)
-		}
-		a.take(bd)
-		o.abandon(errMoved)
+		again, letGo := a.openAgain(w.bundleOf(name))
+		defer letGo()
 		synctest.Wait() // whatever the opened one does by itself is done
 		if _, err := w.catalog.MarkDeleting(t.Context(), name); err != nil {
 			t.Fatal(err)
@@ -270,6 +264,25 @@ func (g gate) Warn(message string, _ ...any) {
 	}
 }
 
+// killWaitsFor kills a broker with a goroutine that is held back until gate is
+// closed.
+func (n *node) killWaitsFor(gate chan struct{}) {
+	n.w.t.Helper()
+	killed := make(chan struct{})
+	go func() {
+		n.kill()
+		close(killed)
+	}()
+	synctest.Wait()
+	select {
+	case <-killed:
+		n.w.t.Error("the broker ended, and somebody is still at it")
+	default:
+	}
+	close(gate)
+	<-killed
+}
+
 // When a broker has ended, nobody is left who is about to find out that a bundle
 // was lost.
 func TestClosingWaitsForThoseWhoFindALoss(t *testing.T) {
@@ -288,19 +301,7 @@ func TestClosingWaitsForThoseWhoFindALoss(t *testing.T) {
 			t.Fatal(err)
 		}
 		<-g.reached
-		killed := make(chan struct{})
-		go func() {
-			a.kill()
-			close(killed)
-		}()
-		synctest.Wait()
-		select {
-		case <-killed:
-			t.Error("the broker ended, and somebody is still at it")
-		default:
-		}
-		close(g.open)
-		<-killed
+		a.killWaitsFor(g.open)
 	})
 }
 
@@ -328,18 +329,6 @@ func TestClosingWaitsForThoseWhoAskForALoss(t *testing.T) {
 		}
 		s.producer.Publish(batch("p", 1, 0))
 		<-reached
-		killed := make(chan struct{})
-		go func() {
-			a.kill()
-			close(killed)
-		}()
-		synctest.Wait()
-		select {
-		case <-killed:
-			t.Error("the broker ended, and somebody is still at it")
-		default:
-		}
-		close(open)
-		<-killed
+		a.killWaitsFor(open)
 	})
 }

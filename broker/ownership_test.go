@@ -42,13 +42,7 @@ func TestBundleLostWhileItOpensIsNotServed(t *testing.T) {
 	story(t, func(t *testing.T, w *world) {
 		a := w.start("a")
 		bd := w.bundleOf(w.topic("orders"))
-		o := a.open(bd)
-		again, err := a.openBundle(t.Context(), bd, o.holding())
-		if err != nil {
-			t.Fatal(err)
-		}
-		a.take(bd)
-		o.abandon(errMoved)
+		again, letGo := a.openAgain(bd)
 		again.lost(errors.New("the log was fenced"))
 		if a.admit(again, 0) {
 			t.Error("a bundle that was lost is admitted")
@@ -57,6 +51,7 @@ func TestBundleLostWhileItOpensIsNotServed(t *testing.T) {
 		if a.bundle(bd) == again {
 			t.Error("a bundle that was lost is served")
 		}
+		letGo()
 		w.until("the bundle is opened anew", 10*time.Second, func() bool { return a.bundle(bd) != nil })
 	})
 }

@@ -210,6 +210,31 @@ func (n *node) open(bd bundle.Bundle) *ownedBundle {
 	return o
 }
 
+// openAgain opens a bundle a second time and ends the first one, with the loop that
+// opens bundles held off until the test lets go: then the second one is in the
+// state between having been opened and being served.
+func (n *node) openAgain(bd bundle.Bundle) (again *ownedBundle, letGo func()) {
+	n.w.t.Helper()
+	o := n.open(bd)
+	synctest.Wait() // the loop is done with it
+	moving := func(to bool) {
+		n.ownership.mu.Lock()
+		defer n.ownership.mu.Unlock()
+		n.ownership.moving[bd] = to
+	}
+	moving(true)
+	again, err := n.openBundle(n.w.t.Context(), bd, o.holding())
+	if err != nil {
+		n.w.t.Fatal(err)
+	}
+	n.take(bd)
+	o.abandon(errMoved)
+	return again, func() {
+		moving(false)
+		n.ownership.nudge()
+	}
+}
+
 // batch is one message of a producer, with room for the broker's part.
 func batch(producer string, sequence, routing uint64) topic.Batch {
 	md := entryv1.MessageMetadata_builder{
