@@ -207,7 +207,8 @@ func (b *Broker) Start(ctx context.Context) error {
 		return err
 	}
 	b.loops.Go(func() { b.sweep(b.ctx) })
-	b.loops.Go(func() { b.deletions(b.ctx) })
+	b.loops.Go(func() { b.watchDeletions(b.ctx) })
+	b.loops.Go(func() { b.watchRouting(b.ctx) })
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/go-hclog"
 	"google.golang.org/protobuf/proto"
@@ -75,6 +76,8 @@ func (h holding) revision() meta.Revision { return h.guard[0].Revision }
 type ownedTopic struct {
 	name topicname.Name
 	id   uint64
+	// routing is the version of the map its topic has, as far as it is known here.
+	routing atomic.Uint64
 	// ready is closed when topic or err is set.
 	ready chan struct{}
 	topic *topic.Topic
@@ -207,6 +210,11 @@ func (o *ownedBundle) openTopic(ctx context.Context, t *ownedTopic) (*topic.Topi
 		return nil, fmt.Errorf("%s: %w", t.name, errTopicDeleted)
 	}
 	t.id = record.ID
+	version, err := o.b.routingVersion(ctx, t.name)
+	if err != nil {
+		return nil, fmt.Errorf("read the partitions of %s: %w", t.name.Base(), err)
+	}
+	t.route(version)
 	var opened *topic.Topic // set before the ledger can notify
 	ml, err := managedledger.Open(ctx, o.ledgerOptions(t, func() {
 		if opened != nil {
@@ -227,6 +235,7 @@ func (o *ownedBundle) openTopic(ctx context.Context, t *ownedTopic) (*topic.Topi
 		Name: t.name, ID: t.id, Ledger: ml,
 		Journal:         topicJournal{o.journal, key},
 		MaxMessageBytes: o.b.opts.MaxMessageBytes,
+		RoutingVersion:  t.routing.Load,
 		Reads:           o.b.reads,
 		OnEnd:           func(err error) { o.inBackground(func() { o.reopen(t, err) }) },
 		Log:             o.log.Named("topic"), Metrics: o.b.topicMetrics, SubscriptionMetrics: o.b.subscriptionMetrics,

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -17,52 +16,28 @@ import (
 	metav1 "github.com/magnetar-io/magnetar/proto/meta/v1"
 )
 
-// deletions finishes the deletion of topics in bundles of this broker, until ctx
-// ends. Whoever deletes a topic only marks its record; one watch over all topic
+// watchDeletions finishes the deletion of topics in bundles of this broker, until
+// ctx ends. Whoever deletes a topic only marks its record; one watch over all topic
 // records tells the owner. What was marked before is found by openUnclosed.
-func (b *Broker) deletions(ctx context.Context) {
-	prefix := b.opts.Layout.AllTopics()
-	for ctx.Err() == nil {
-		_, from, err := b.opts.Store.Range(ctx, prefix, "", 1)
-		if err == nil {
-			err = b.watchDeletions(ctx, prefix, from)
-		}
-		if ctx.Err() != nil {
+func (b *Broker) watchDeletions(ctx context.Context) {
+	b.follow(ctx, b.opts.Layout.AllTopics(), func(e meta.Event) {
+		var record metav1.Topic
+		if proto.Unmarshal(e.Value, &record) != nil || record.GetState() != metav1.TopicState_TOPIC_STATE_DELETING {
 			return
 		}
-		b.log.Debug("watch of topic records begins again", "error", err)
-		for _, o := range b.owned() { // what was marked while nobody watched
+		namespace, hash, ok := b.opts.Layout.ParseAnyTopic(e.Key)
+		if !ok {
+			return
+		}
+		if o := b.bundleOf(namespace, hash); o != nil {
 			o.finishDeletions()
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(time.Second):
+	}, func(context.Context) error {
+		for _, o := range b.owned() {
+			o.finishDeletions()
 		}
-	}
-}
-
-func (b *Broker) watchDeletions(ctx context.Context, prefix string, from meta.Revision) error {
-	w := b.opts.Store.Watch(ctx, prefix, from)
-	for {
-		batch, err := w.Next()
-		if err != nil {
-			return err
-		}
-		for _, e := range batch.Events {
-			var record metav1.Topic
-			if !e.Exists() || proto.Unmarshal(e.Value, &record) != nil ||
-				record.GetState() != metav1.TopicState_TOPIC_STATE_DELETING {
-				continue
-			}
-			namespace, hash, ok := b.opts.Layout.ParseAnyTopic(e.Key)
-			if !ok {
-				continue
-			}
-			if o := b.bundleOf(namespace, hash); o != nil {
-				o.finishDeletions()
-			}
-		}
-	}
+		return nil
+	})
 }
 
 // deletions is what is known of a bundle's topics that are to be deleted. Guarded

@@ -34,7 +34,7 @@ func (l *lane) open(ctx context.Context, address string) error {
 	l.id, err = link.join(l, func(id uint64) proto.Message {
 		return brokerv1.ProduceRequest_builder{Open: brokerv1.OpenProducer_builder{
 			ProducerId: &id, Topic: &l.topic, ProducerName: proto.String(l.name), Epoch: proto.Uint64(l.epoch),
-			RoutingVersion: proto.Uint64(l.routing), NameChosenByBroker: proto.Bool(l.p.opts.name == ""),
+			NameChosenByBroker: proto.Bool(l.p.opts.name == ""),
 		}.Build()}.Build()
 	})
 	if err != nil {

@@ -93,6 +93,20 @@ func encodeMap(m Map) []byte {
 	return encode(b.Build())
 }
 
+// DecodeMap reads the record of a partitioned topic that a watch on all of them
+// told of.
+func (c *Catalog) DecodeMap(kv meta.KV) (Map, error) {
+	namespace, local, ok := c.layout.ParseAnyPartitionedTopic(kv.Key)
+	if !ok {
+		return Map{}, fmt.Errorf("key %s is none of a partitioned topic", kv.Key)
+	}
+	n, err := named(namespace, local)
+	if err != nil {
+		return Map{}, err
+	}
+	return decodeMap(n, kv)
+}
+
 // Map reads the partitions of a topic, given by its base name, whether it is
 // partitioned or not. ErrNotFound: there is no such topic, or it is being
 // deleted.

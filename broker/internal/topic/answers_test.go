@@ -87,10 +87,11 @@ func TestRuleM31_ResumeFollowsTheRefusals(t *testing.T) {
 // it had, not a refusal.
 func TestRuleM32_RetryBeforeRouting(t *testing.T) {
 	b := newBench(t)
-	b.topic.opts.RoutingVersion = 2
+	version := uint64(2)
+	b.topic.opts.RoutingVersion = func() uint64 { return version }
 	s := b.story("p")
 	s.producer.Publish(routed(2))
-	b.topic.opts.RoutingVersion = 3
+	version = 3
 	s.producer.Publish(routed(2))
 	b.ledger.settle(1, nil, true)
 	s.producer.Publish(routed(2))

@@ -194,7 +194,7 @@ func (b *bench) open() {
 	}
 	topic, err := Open(b.t.Context(), Options{
 		Name: topicname.MustParse("orders"), ID: 7, Ledger: b.ledger, Journal: b.journal,
-		MaxMessageBytes: 1 << 20, RoutingVersion: 3, OnEnd: func(err error) { ended <- err },
+		MaxMessageBytes: 1 << 20, RoutingVersion: func() uint64 { return 3 }, OnEnd: func(err error) { ended <- err },
 		Now: func() time.Time { return b.now },
 	}, bundlelog.Parked{Records: records})
 	if err != nil {

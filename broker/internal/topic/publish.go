@@ -206,9 +206,10 @@ func (p *Producer) awaitLocked(w *pending) {
 // rules are those that may change between a batch and its retry. They are for
 // batches that are new: what was taken once keeps the outcome it had.
 func (t *Topic) rules(h entry.Header, partBytes int) error {
+	version := t.opts.RoutingVersion()
 	switch {
-	case h.RoutingVersion != 0 && h.RoutingVersion < t.opts.RoutingVersion:
-		return fmt.Errorf("%w: version %d, the topic is at %d", ErrStaleRouting, h.RoutingVersion, t.opts.RoutingVersion)
+	case h.RoutingVersion != 0 && h.RoutingVersion < version:
+		return fmt.Errorf("%w: version %d, the topic is at %d", ErrStaleRouting, h.RoutingVersion, version)
 	case partBytes > t.opts.MaxMessageBytes+entry.MaxHeaderBytes:
 		return fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, partBytes, t.opts.MaxMessageBytes)
 	}

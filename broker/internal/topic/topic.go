@@ -56,9 +56,10 @@ type Options struct {
 	MaxProducers    int   // remembered; 0: 10,000
 	WindowBytes     int   // unanswered bytes a producer may have; 0: 8 MiB
 	ResumeBytes     int64 // producers on hold go on below so many bytes in flight; 0: half of WindowBytes
-	// RoutingVersion of the topic's record. A batch made for an older one was dealt
-	// to its partition by rules that do not hold any more, and is refused.
-	RoutingVersion uint64
+	// RoutingVersion is that of the topic's map, as far as it is known. A batch made
+	// for an older one was dealt to its partition by rules that do not hold any more,
+	// and is refused (M32). Called with the topic locked; nil: always 0.
+	RoutingVersion func() uint64
 
 	Reads               *semaphore.Weighted // see subscription.Options
 	SubscriptionMetrics *subscription.Metrics
@@ -88,6 +89,9 @@ func (o *Options) fill() {
 	}
 	if o.OnEnd == nil {
 		o.OnEnd = func(error) {}
+	}
+	if o.RoutingVersion == nil {
+		o.RoutingVersion = func() uint64 { return 0 }
 	}
 	if o.Log == nil {
 		o.Log = hclog.NewNullLogger()

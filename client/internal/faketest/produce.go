@@ -227,7 +227,7 @@ func (p *openProducer) publishLocked(part []byte) {
 		p.t.refuse = p.t.refuse[1:]
 		refuse(code, false, 0)
 		return
-	case h.RoutingVersion != p.t.routing:
+	case h.RoutingVersion < p.t.routing:
 		refuse(brokerv1.Code_CODE_STALE_ROUTING, false, 0)
 		return
 	case len(part) > c.MaxMessage+entry.MaxHeaderBytes:

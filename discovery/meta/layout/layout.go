@@ -102,9 +102,22 @@ func (l Layout) ParseAnyTopic(key string) (namespace string, hash uint32, ok boo
 	return parts[0] + "/" + parts[1], uint32(h), err == nil && len(parts[2]) == 8
 }
 
+// AllPartitionedTopics is the prefix of the partitioned topics of all namespaces.
+func (l Layout) AllPartitionedTopics() string { return l.prefix + "partitioned/" }
+
+// ParseAnyPartitionedTopic takes a key under AllPartitionedTopics apart.
+func (l Layout) ParseAnyPartitionedTopic(key string) (namespace, local string, ok bool) {
+	rest, ok := strings.CutPrefix(key, l.AllPartitionedTopics())
+	parts := strings.SplitN(rest, "/", 3)
+	if !ok || len(parts) != 3 {
+		return "", "", false
+	}
+	return parts[0] + "/" + parts[1], parts[2], true
+}
+
 // PartitionedTopics is the prefix of a namespace's partitioned topics.
 func (l Layout) PartitionedTopics(namespace string) string {
-	return l.prefix + "partitioned/" + namespace + "/"
+	return l.AllPartitionedTopics() + namespace + "/"
 }
 
 // PartitionedTopic is the key of a partitioned topic.

@@ -22,6 +22,9 @@ func TestKeysAreReadBack(t *testing.T) {
 		if ns, h, ok := l.ParseAnyTopic(l.Topic(namespace, hash, local)); !ok || ns != namespace || h != hash {
 			t.Fatalf("topic of any namespace read back as %q %08x, %v", ns, h, ok)
 		}
+		if ns, n, ok := l.ParseAnyPartitionedTopic(l.PartitionedTopic(namespace, local)); !ok || ns != namespace || n != local {
+			t.Fatalf("partitioned topic of any namespace read back as %q %q, %v", ns, n, ok)
+		}
 		topic, sequence := rapid.Uint64().Draw(t, "topic"), rapid.Uint64().Draw(t, "sequence")
 		if s, ok := l.ParseChainLink(topic, l.ChainLink(topic, sequence)); !ok || s != sequence {
 			t.Fatalf("chain link read back as %d, %v", s, ok)

@@ -581,7 +581,6 @@ type OpenProducer struct {
 	xxx_hidden_Topic              *string                `protobuf:"bytes,2,opt,name=topic"`
 	xxx_hidden_ProducerName       *string                `protobuf:"bytes,3,opt,name=producer_name,json=producerName"`
 	xxx_hidden_Epoch              uint64                 `protobuf:"varint,4,opt,name=epoch"`
-	xxx_hidden_RoutingVersion     uint64                 `protobuf:"varint,5,opt,name=routing_version,json=routingVersion"`
 	xxx_hidden_NameChosenByBroker bool                   `protobuf:"varint,6,opt,name=name_chosen_by_broker,json=nameChosenByBroker"`
 	XXX_raceDetectHookData        protoimpl.RaceDetectHookData
 	XXX_presence                  [1]uint32
@@ -648,13 +647,6 @@ func (x *OpenProducer) GetEpoch() uint64 {
 	return 0
 }
 
-func (x *OpenProducer) GetRoutingVersion() uint64 {
-	if x != nil {
-		return x.xxx_hidden_RoutingVersion
-	}
-	return 0
-}
-
 func (x *OpenProducer) GetNameChosenByBroker() bool {
 	if x != nil {
 		return x.xxx_hidden_NameChosenByBroker
@@ -664,32 +656,27 @@ func (x *OpenProducer) GetNameChosenByBroker() bool {
 
 func (x *OpenProducer) SetProducerId(v uint64) {
 	x.xxx_hidden_ProducerId = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 6)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 5)
 }
 
 func (x *OpenProducer) SetTopic(v string) {
 	x.xxx_hidden_Topic = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 6)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 5)
 }
 
 func (x *OpenProducer) SetProducerName(v string) {
 	x.xxx_hidden_ProducerName = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 6)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 5)
 }
 
 func (x *OpenProducer) SetEpoch(v uint64) {
 	x.xxx_hidden_Epoch = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 6)
-}
-
-func (x *OpenProducer) SetRoutingVersion(v uint64) {
-	x.xxx_hidden_RoutingVersion = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 4, 6)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 5)
 }
 
 func (x *OpenProducer) SetNameChosenByBroker(v bool) {
 	x.xxx_hidden_NameChosenByBroker = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 5, 6)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 4, 5)
 }
 
 func (x *OpenProducer) HasProducerId() bool {
@@ -720,18 +707,11 @@ func (x *OpenProducer) HasEpoch() bool {
 	return protoimpl.X.Present(&(x.XXX_presence[0]), 3)
 }
 
-func (x *OpenProducer) HasRoutingVersion() bool {
-	if x == nil {
-		return false
-	}
-	return protoimpl.X.Present(&(x.XXX_presence[0]), 4)
-}
-
 func (x *OpenProducer) HasNameChosenByBroker() bool {
 	if x == nil {
 		return false
 	}
-	return protoimpl.X.Present(&(x.XXX_presence[0]), 5)
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 4)
 }
 
 func (x *OpenProducer) ClearProducerId() {
@@ -754,13 +734,8 @@ func (x *OpenProducer) ClearEpoch() {
 	x.xxx_hidden_Epoch = 0
 }
 
-func (x *OpenProducer) ClearRoutingVersion() {
-	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 4)
-	x.xxx_hidden_RoutingVersion = 0
-}
-
 func (x *OpenProducer) ClearNameChosenByBroker() {
-	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 5)
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 4)
 	x.xxx_hidden_NameChosenByBroker = false
 }
 
@@ -771,7 +746,6 @@ type OpenProducer_builder struct {
 	Topic              *string
 	ProducerName       *string
 	Epoch              *uint64
-	RoutingVersion     *uint64
 	NameChosenByBroker *bool
 }
 
@@ -780,27 +754,23 @@ func (b0 OpenProducer_builder) Build() *OpenProducer {
 	b, x := &b0, m0
 	_, _ = b, x
 	if b.ProducerId != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 6)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 5)
 		x.xxx_hidden_ProducerId = *b.ProducerId
 	}
 	if b.Topic != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 6)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 5)
 		x.xxx_hidden_Topic = b.Topic
 	}
 	if b.ProducerName != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 6)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 5)
 		x.xxx_hidden_ProducerName = b.ProducerName
 	}
 	if b.Epoch != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 6)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 5)
 		x.xxx_hidden_Epoch = *b.Epoch
 	}
-	if b.RoutingVersion != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 4, 6)
-		x.xxx_hidden_RoutingVersion = *b.RoutingVersion
-	}
 	if b.NameChosenByBroker != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 5, 6)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 4, 5)
 		x.xxx_hidden_NameChosenByBroker = *b.NameChosenByBroker
 	}
 	return m0
@@ -5588,15 +5558,14 @@ const file_proto_broker_v1_broker_proto_rawDesc = "" +
 	"\x05close\x18\x02 \x01(\v2!.magnetar.broker.v1.CloseProducerH\x00R\x05close\x127\n" +
 	"\apublish\x18\x03 \x01(\v2\x1b.magnetar.broker.v1.PublishH\x00R\apublish\x12\x18\n" +
 	"\apayload\x18\x0f \x01(\fR\apayloadB\t\n" +
-	"\acommand\"\xdc\x01\n" +
+	"\acommand\"\xb9\x01\n" +
 	"\fOpenProducer\x12\x1f\n" +
 	"\vproducer_id\x18\x01 \x01(\x04R\n" +
 	"producerId\x12\x14\n" +
 	"\x05topic\x18\x02 \x01(\tR\x05topic\x12#\n" +
 	"\rproducer_name\x18\x03 \x01(\tR\fproducerName\x12\x14\n" +
-	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\x12'\n" +
-	"\x0frouting_version\x18\x05 \x01(\x04R\x0eroutingVersion\x121\n" +
-	"\x15name_chosen_by_broker\x18\x06 \x01(\bR\x12nameChosenByBroker\"0\n" +
+	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\x121\n" +
+	"\x15name_chosen_by_broker\x18\x06 \x01(\bR\x12nameChosenByBrokerJ\x04\b\x05\x10\x06\"0\n" +
 	"\rCloseProducer\x12\x1f\n" +
 	"\vproducer_id\x18\x01 \x01(\x04R\n" +
 	"producerId\"G\n" +
