@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"regexp"
@@ -42,10 +43,12 @@ var described = regexp.MustCompile(`fqName: "(\w+)", .*constLabels: \{(.*)\}, va
 func (r *recorder) Register(c prometheus.Collector) error {
 	descriptions := make(chan *prometheus.Desc)
 	go func() { c.Describe(descriptions); close(descriptions) }()
-	for d := range descriptions {
+	var unread error
+	for d := range descriptions { // to its end, so that the goroutine ends
 		m := described.FindStringSubmatch(d.String())
 		if m == nil {
-			return fmt.Errorf("description %s has another form", d)
+			unread = fmt.Errorf("description %s has another form", d)
+			continue
 		}
 		labels := slices.Clone(target)
 		for _, pair := range strings.Split(m[2]+","+m[3], ",") {
@@ -55,7 +58,7 @@ func (r *recorder) Register(c prometheus.Collector) error {
 		}
 		r.found[m[1]] = labels
 	}
-	return r.Registry.Register(c)
+	return errors.Join(unread, r.Registry.Register(c))
 }
 
 func (r *recorder) MustRegister(all ...prometheus.Collector) {
