@@ -13,6 +13,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
 	"go.yaml.in/yaml/v3"
 
 	"github.com/magnetar-io/magnetar/bookie/ensemble"
@@ -73,6 +74,7 @@ func (r *recorder) MustRegister(all ...prometheus.Collector) {
 // make them, and of what every process has besides.
 func registeredMetrics(t *testing.T) exposed {
 	t.Helper()
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	log := hclog.NewNullLogger()
