@@ -168,6 +168,49 @@ func TestQueuedAppendsAreAnsweredOnFailure(t *testing.T) {
 	_ = l.Close()
 }
 
+// On a disk so full that not even a new file's first block can be written, the next
+// segment is tried again once in a while, and not over and over.
+func TestFullDiskIsNotHurried(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mem := vfs.NewMem()
+		tries, hurried := 0, errors.New("tried over and over")
+		opts := small(vfs.NewFaults(mem, func(op vfs.Op) error {
+			if op.Kind == vfs.OpWrite && strings.HasSuffix(op.Name, spareSuffix) {
+				if tries++; tries > 100 {
+					return hurried
+				}
+			}
+			return nil
+		}))
+		opts.Fatal = func(err error) { t.Error(err) }
+		l := mustOpen(t, opts)
+		for e := range ledger.EntryID(14) { // a block each: the segment is full but for one
+			mustAppend(t, l, entry(1, e, 0, 2000))
+			synctest.Wait()
+		}
+		tries = 0
+		usage, err := mem.Usage(testDir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mem.SetCapacity(int64(usage.TotalBytes - usage.FreeBytes))
+		mustAppend(t, l, entry(1, 14, 0, 2000)) // goes into the next one, which is written ahead
+		synctest.Wait()
+		time.Sleep(10*noSpaceRetry + noSpaceRetry/2)
+		synctest.Wait()
+		if tries < 10 || tries > 12 {
+			t.Errorf("tried %d times in ten intervals", tries)
+		}
+		mem.SetCapacity(0)
+		time.Sleep(2 * noSpaceRetry)
+		for e := range ledger.EntryID(50) {
+			mustAppend(t, l, entry(1, 15+e, 0, 2000))
+			synctest.Wait()
+		}
+		mustClose(t, l)
+	})
+}
+
 // A full disk is no failure: appends are refused as read-only once the files cannot grow, what was
 // answered stays, and when a segment is recycled, or the disk has space again, the log goes on.
 func TestFullDisk(t *testing.T) {

@@ -3,6 +3,7 @@ package hotlog
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -303,12 +304,12 @@ func (k *keeper) sealFirst() error {
 }
 
 // pause waits for space on a full disk: until a spare comes or for noSpaceRetry. While
-// there are spares, the smallest gives its space instead.
+// there are spares that take space, the smallest is removed instead.
 func (k *keeper) pause(err error) {
 	k.mu.Lock()
-	spares := len(k.spares)
+	gives := slices.ContainsFunc(k.spares, func(sp spare) bool { return sp.bytes > 0 })
 	k.mu.Unlock()
-	if spares > 0 {
+	if gives {
 		if err = k.removeSpare(); err == nil {
 			return
 		}
@@ -367,12 +368,18 @@ func (k *keeper) finish(last *segmentFile) {
 	<-k.stopped
 }
 
-// spareBytes is the size of all spares.
-func (k *keeper) spareBytes() (total int64) {
+// free is the size of all spares, and how much of the active segment's file and the
+// next one's no group has been written to. A segment made of a spare has its whole
+// size from the start.
+func (k *keeper) free() (spares, unwritten int64) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, sp := range k.spares {
-		total += sp.bytes
+		spares += sp.bytes
 	}
-	return total
+	unwritten = max(k.active.fileBytes.Load()-k.point, 0)
+	if k.next != nil {
+		unwritten += k.next.fileBytes.Load()
+	}
+	return spares, unwritten
 }

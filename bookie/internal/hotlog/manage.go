@@ -68,7 +68,7 @@ func (l *Log) Segments() []SegmentInfo {
 // Usage is what the log takes, in bytes, beside what Options allow.
 type Usage struct {
 	DiskBytes     int64 // all files, spares included
-	SpareBytes    int64 // of these, free for new segments
+	SpareBytes    int64 // of these, free for what is appended next
 	IndexBytes    int64 // memory of the index
 	QueueBytes    int64 // appended and not answered
 	CacheBytes    int64 // memory of the tail cache
@@ -78,9 +78,9 @@ type Usage struct {
 
 // Usage tells what the log takes now.
 func (l *Log) Usage() Usage {
-	u := Usage{SpareBytes: l.keeper.spareBytes(), CacheBytes: l.tail.held(),
+	spares, unwritten := l.keeper.free()
+	u := Usage{DiskBytes: spares, SpareBytes: spares + unwritten, CacheBytes: l.tail.held(),
 		MaxDiskBytes: l.opts.MaxDiskBytes, MaxIndexBytes: l.opts.MaxIndexBytes}
-	u.DiskBytes = u.SpareBytes
 	for _, s := range l.Segments() {
 		u.DiskBytes += s.Bytes
 	}

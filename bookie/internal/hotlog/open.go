@@ -66,10 +66,10 @@ func (l *Log) start(replay func(Record, Place) error) error {
 		return err
 	}
 
-	secret := l.opts.Rand()
-	l.plan = plan{segment: listed.highest + 1, offset: blockBytes, secret: secret}
+	l.plan = plan{segment: listed.highest + 1, offset: blockBytes, secret: l.opts.Rand()}
+	seeds := l.plan // a copy, for the plan is Log.mu's
 	k := &keeper{
-		folder: &l.folder, opts: &l.opts, metrics: l.metrics, segments: l.segments, seed: l.plan.seed, fail: l.fail,
+		folder: &l.folder, opts: &l.opts, metrics: l.metrics, segments: l.segments, seed: seeds.seed, fail: l.fail,
 		toSeal: r.toSeal, spares: r.spares, zeros: vfs.AlignedBuffer(int(min(maxZeroBytes, l.opts.SegmentBytes/16)) &^ (blockBytes - 1)), stopped: make(chan struct{}),
 	}
 	k.changed = sync.NewCond(&k.mu)
