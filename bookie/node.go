@@ -104,7 +104,9 @@ func (n *Node) open() error {
 	n.disk = newDisk(n.identity.ReserveBytes)
 	n.upkeep.init()
 	n.table = new(ledgertable.Table)
-	n.inFlight.limit = o.MemoryBytes / 8
+	// What was taken before the disk was found full is still written: it must leave
+	// most of the reserve (M28).
+	n.inFlight.limit = min(o.MemoryBytes/8, n.identity.ReserveBytes/4)
 	n.reading = newReadBudget(o.MemoryBytes / 8)
 	if n.metrics, err = newMetrics(o.Metrics, n); err != nil {
 		return fmt.Errorf("bookie: register metrics: %w", err)

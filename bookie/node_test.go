@@ -380,7 +380,9 @@ func (d told) check(t *testing.T, k int64, n *Node) {
 // control goes on where data is refused, and that it comes back.
 func TestTooBusyByBytes(t *testing.T) {
 	disk := newSlowDisk()
-	n := openNode(t, testOptions(disk.files)) // 16 MiB of memory: 2 MiB in flight, 3 MiB for control
+	o := testOptions(disk.files) // 16 MiB of memory: 2 MiB in flight, 3 MiB for control
+	o.ReserveBytes = 8 << 20
+	n := openNode(t, o)
 	fill(t, n, 7, 0, 0, 10)
 	disk.stop()
 	results := make(chan error, 10)
@@ -412,6 +414,40 @@ func TestTooBusyByBytes(t *testing.T) {
 	}
 	if got := n.inFlight.bytes.Load(); got != 0 {
 		t.Errorf("%d bytes in flight with nothing in flight", got)
+	}
+}
+
+// TestRuleM28_WhatIsInFlightLeavesTheReserve shows that entries that were taken
+// before the disk was found full are too few to use up the reserve.
+func TestRuleM28_WhatIsInFlightLeavesTheReserve(t *testing.T) {
+	disk := newSlowDisk()
+	o := testOptions(disk.files) // 16 MiB of memory, of which 2 MiB could be in flight
+	o.ReserveBytes = 2 << 20
+	n := openNode(t, o)
+	fill(t, n, 7, 0, 0, 10)
+	disk.stop()
+	results := make(chan error, 100)
+	taken := 0
+	for e := range ledger.EntryID(100) {
+		a := entryOf(7, 1+e, 40<<10)
+		n.Add(a, func(err error) { results <- err })
+		select {
+		case err := <-results:
+			if !errors.Is(err, ledger.ErrTooBusy) {
+				t.Fatal(err)
+			}
+		default:
+			taken++
+		}
+	}
+	if taken == 0 || int64(taken)*40<<10 > o.ReserveBytes/4 {
+		t.Errorf("%d entries of 40 KiB are in flight, the reserve is %d bytes", taken, o.ReserveBytes)
+	}
+	disk.resume()
+	for range taken {
+		if err := <-results; err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -213,7 +213,7 @@ func (n *Node) openHot() error {
 		Dir:            dir,
 		SegmentBytes:   o.SegmentBytes,
 		GroupBytes:     int(min(1<<20, o.SegmentBytes/4)),
-		QueueBytes:     2 * n.inFlight.limit,
+		QueueBytes:     o.MemoryBytes / 4,
 		TailCacheBytes: o.MemoryBytes / 4,
 		SpareSegments:  int(max(2, o.HotBytes/o.SegmentBytes/4)),
 		MaxDiskBytes:   o.HotBytes,

@@ -20,6 +20,7 @@ import (
 	"github.com/magnetar-io/magnetar/client"
 	"github.com/magnetar-io/magnetar/e2e/cluster"
 	"github.com/magnetar-io/magnetar/internal/rpc"
+	adminv1 "github.com/magnetar-io/magnetar/proto/admin/v1"
 	discoveryv1 "github.com/magnetar-io/magnetar/proto/discovery/v1"
 )
 
@@ -78,18 +79,36 @@ func startCluster(ctx context.Context, t *testing.T, shape cluster.Shape) *clust
 	if err != nil {
 		t.Fatal(err)
 	}
+	start(ctx, t, cl, 40)
+	return cl
+}
+
+// startStandalone starts a node that ends with the test, which logs the end of its
+// log when it failed.
+func startStandalone(ctx context.Context, t *testing.T, args ...string) *cluster.Cluster {
+	t.Helper()
+	node, err := cluster.NewStandalone(t.TempDir(), buildBinary(t), append([]string{"--log-level", "warn"}, args...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	start(ctx, t, node, 60)
+	return node
+}
+
+// start starts all processes of a cluster, until the test ends.
+func start(ctx context.Context, t *testing.T, cl *cluster.Cluster, logged int) {
+	t.Helper()
 	t.Cleanup(func() {
 		for _, name := range cl.Names {
 			_ = cl.Signal(name, syscall.SIGKILL) // gone already is as good
 			if t.Failed() {
-				t.Logf("log of %s:\n%s", name, cl.LogTail(name, 40))
+				t.Logf("log of %s:\n%s", name, cl.LogTail(name, logged))
 			}
 		}
 	})
 	if err := cl.StartAll(ctx); err != nil {
 		t.Fatal(err)
 	}
-	return cl
 }
 
 // connect connects a client that is closed with the test.
@@ -158,8 +177,33 @@ func owners(ctx context.Context, t *testing.T, server string, partitions []strin
 	}
 }
 
+// readOnly counts the bookies that are read-only.
+func readOnly(ctx context.Context, t *testing.T, server string) int {
+	t.Helper()
+	conn, err := dial(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	r, err := adminv1.NewAdminClient(conn).ListBookies(ctx, &adminv1.ListBookiesRequest{}, grpc.WaitForReady(true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for _, b := range r.GetBookies() {
+		if b.GetState() == "readonly" {
+			n++
+		}
+	}
+	return n
+}
+
+func dial(server string) (*grpc.ClientConn, error) {
+	return grpc.NewClient(server, rpc.DialOptions(rpc.ClientFacing, grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+}
+
 func lookup(ctx context.Context, server string, partitions []string) (map[string]string, error) {
-	conn, err := grpc.NewClient(server, rpc.DialOptions(rpc.ClientFacing, grpc.WithTransportCredentials(insecure.NewCredentials()))...)
+	conn, err := dial(server)
 	if err != nil {
 		return nil, err
 	}

@@ -3,7 +3,6 @@ package e2e
 import (
 	"context"
 	"math/rand/v2"
-	"syscall"
 	"testing"
 	"time"
 
@@ -21,19 +20,7 @@ func TestKillStandalone(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute+time.Duration(kills)*20*time.Second)
 	defer cancel()
-	node, err := cluster.NewStandalone(t.TempDir(), buildBinary(t), "--log-level", "warn", "--ledger-bytes", "4MiB", "--memory", "256MiB")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = node.Signal(cluster.StandaloneName, syscall.SIGKILL)
-		if t.Failed() {
-			t.Logf("log of the node:\n%s", node.LogTail(cluster.StandaloneName, 60))
-		}
-	})
-	if err := node.StartAll(ctx); err != nil {
-		t.Fatal(err)
-	}
+	node := startStandalone(ctx, t, "--ledger-bytes", "4MiB", "--memory", "256MiB")
 	l := startLoad(ctx, t, connect(ctx, t, node.Server))
 	for round := range kills {
 		<-time.After(time.Duration(1000+random.IntN(1000)) * time.Millisecond)
