@@ -185,10 +185,11 @@ func (s *Subscription) checkLocked(ack Ack) error {
 }
 
 // applyLocked acknowledges one position. One that names no entry of the topic,
-// such as one trimmed away, is passed over.
+// such as one trimmed away, is passed over; one acknowledged before still counts for
+// those before it, where it is cumulative.
 func (s *Subscription) applyLocked(c *consumer, cumulative bool, a Acked) {
 	cur, links := s.saved.Cursor, s.chain()
-	if cur.Acked(a.Position) || links.After(a.Position.Prev()) != a.Position {
+	if cur.Acked(a.Position) && !cumulative || links.After(a.Position.Prev()) != a.Position {
 		return
 	}
 	whole := true

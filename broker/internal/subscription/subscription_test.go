@@ -737,6 +737,25 @@ func TestCumulative(t *testing.T) {
 	})
 }
 
+// Shows that a cumulative acknowledgement up to an entry that was acknowledged by
+// itself before, whole or in part, holds for those before it.
+func TestCumulativeUpToWhatWasAcknowledged(t *testing.T) {
+	for _, left := range []cursor.Bits{nil, cursor.From(2, 4)} {
+		synctest.Test(t, func(t *testing.T) {
+			l := newFakeLedger()
+			s, _ := newTest(t, l, nil, nil)
+			ps := fill(l, 4)
+			c, sink := join(t, s, "c", Exclusive)
+			flow(t, c, 100)
+			wantGot(t, sink, ps...)
+			ack(c, ps[2])
+			c.Ack(Ack{Cumulative: true, Positions: []Acked{{Position: ps[2], Left: left}}}, nil)
+			c.Redeliver(nil)
+			wantGot(t, sink, ps[3])
+		})
+	}
+}
+
 // Shows that an acknowledgement of what was delivered before a subscription's
 // first seek says nothing after it.
 func TestAckFromBeforeTheFirstSeek(t *testing.T) {
