@@ -27,9 +27,9 @@ type State interface {
 	// Snapshot calls emit once, now or later, from any goroutine: with the topic's
 	// state, or nil when nothing is held of it.
 	//
-	// The state must hold exactly the topic's records for which Append has been
-	// called, durable or not. So the taking of the state together with emit, and a
-	// change of it together with its Append, exclude each other. emit does not
-	// block.
+	// The state must hold exactly the topic's records that Append has taken, durable
+	// or not: what is still to be appended is no part of it, for it may never be. So
+	// the taking of the state together with emit, and a change of it together with
+	// its Append, exclude each other. emit does not block.
 	Snapshot(t Topic, emit func(*Parked))
 }

@@ -9,6 +9,8 @@
 package cursor
 
 import (
+	"maps"
+
 	"github.com/magnetar-io/magnetar/bookie/ledger"
 	"github.com/magnetar-io/magnetar/broker/internal/position"
 )
@@ -50,6 +52,14 @@ type changes struct {
 // New returns a cursor for which everything up to and including mark is
 // acknowledged.
 func New(mark position.Position) *Cursor { return &Cursor{mark: mark} }
+
+// Clone returns a cursor that stands where c does; it has nothing for TakeDelta.
+func (c *Cursor) Clone() *Cursor {
+	return &Cursor{
+		mark: c.mark, epoch: c.epoch, acked: c.acked.Clone(),
+		partial: maps.Clone(c.partial), partials: c.partials.Clone(), words: c.words, // no Bits are altered in place
+	}
+}
 
 // MarkDelete is the position up to which, itself included, all is acknowledged.
 func (c *Cursor) MarkDelete() position.Position { return c.mark }

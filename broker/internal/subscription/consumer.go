@@ -150,6 +150,7 @@ func (s *Subscription) ack(c *consumer, ack Ack, done func(error)) (now bool, er
 	if err := s.checkLocked(ack); err != nil {
 		return true, err
 	}
+	s.outbox.keepGivenLocked()
 	for _, a := range ack.Positions {
 		s.applyLocked(c, ack.Cumulative, a)
 	}

@@ -356,9 +356,10 @@ func (m *machine) idle() bool {
 	return len(m.consumers) == 0 && m.replay.Len() == 0 && m.attempts.slices == nil
 }
 
-// bytes is about what the machine takes in memory beyond its fixed size.
+// bytes is about what the machine takes in memory beyond its fixed size and the
+// cursor.
 func (m *machine) bytes() int64 {
-	sum := m.cursor.Bytes() + m.replay.Bytes() + m.attempts.bytes()
+	sum := m.replay.Bytes() + m.attempts.bytes()
 	for _, c := range m.consumers {
 		sum += c.held.Bytes()
 	}

@@ -2,8 +2,10 @@ package subscription
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
+	"github.com/magnetar-io/magnetar/broker/internal/cursor"
 	"github.com/magnetar-io/magnetar/broker/internal/position"
 )
 
@@ -15,9 +17,20 @@ import (
 // Owned by Subscription, under its lock. durable follows the letters that have
 // arrived; an answer is given only then. Without a journal everything has arrived
 // at once.
+//
+// Invariant: given is what replay makes of the records that the journal has taken.
+// The subscription's own cursor is ahead of it, by the letters that are not under
+// way and by what gathers, and some of that may never be sent. So given is what
+// snapshots state. Where they stated the cursor itself, a topic closed before all
+// was sent and opened again went on from what no record tells: an acknowledgement
+// made again was answered as durable, and was lost with the broker; and what was
+// acknowledged after a seek stood in the log without the seek, which no replay
+// accepts. To append in the course of a snapshot what is behind does not do: a
+// journal may be too busy.
 type outbox struct {
 	s       *Subscription
-	letters []letter // in order; the first is under way while sending
+	given   *cursor.Cursor // nil: no other than the cursor, or there is no journal
+	letters []letter       // in order; the first is under way while sending
 	sending bool
 	// gathering wait for the letter that is not written yet.
 	gathering []func(error)
@@ -29,8 +42,23 @@ type outbox struct {
 // letter is a record on its way.
 type letter struct {
 	data    []byte
+	cursor  []byte            // the end of data: a delta of the cursor, or the whole
 	mark    position.Position // of the cursor, once the letter has arrived
 	answers []func(error)
+}
+
+// keepGivenLocked is called before the cursor changes. Where it is nothing but a
+// mark, as that of most idle subscriptions is, given need not be there till then.
+func (o *outbox) keepGivenLocked() {
+	if o.s.journal != nil && o.given == nil {
+		o.given = o.s.saved.Cursor.Clone()
+	}
+}
+
+// letterLocked returns a letter about the cursor, of which encoded tells.
+func (o *outbox) letterLocked(encoded []byte) letter {
+	data := appendCursor(nil, o.s.saved.ID, encoded)
+	return letter{data: data, cursor: data[len(data)-len(encoded):], mark: o.s.saved.Cursor.MarkDelete()}
 }
 
 // retryAfter is how long a journal that is too busy is left alone.
@@ -57,12 +85,9 @@ func (o *outbox) oweLocked(answer func(error)) bool {
 // soughtLocked writes the letter that states the cursor anew. It answers what was
 // gathering too: the seek undid it.
 func (o *outbox) soughtLocked(answer func(error)) {
-	o.letters = append(o.letters, letter{
-		data:    appendCursor(nil, o.s.saved.ID, o.s.saved.Cursor.AppendWhole(nil)),
-		mark:    o.s.saved.Cursor.MarkDelete(),
-		answers: append(o.gathering, answer),
-	})
-	o.gathering = nil
+	next := o.letterLocked(o.s.saved.Cursor.AppendWhole(nil))
+	next.answers, o.gathering = append(o.gathering, answer), nil
+	o.letters = append(o.letters, next)
 	o.waiting++
 }
 
@@ -78,10 +103,12 @@ func (o *outbox) sendLocked() {
 	}
 	if len(o.letters) == 0 {
 		if !cur.Dirty() {
+			if cur.Last() == cur.MarkDelete() {
+				o.given = nil
+			}
 			return
 		}
-		data := appendCursor(nil, o.s.saved.ID, cur.TakeDelta(nil))
-		next := letter{data: data, mark: cur.MarkDelete()}
+		next := o.letterLocked(cur.TakeDelta(nil))
 		if !cur.Dirty() { // else the rest goes with another
 			next.answers, o.gathering = o.gathering, nil
 		}
@@ -91,6 +118,9 @@ func (o *outbox) sendLocked() {
 	switch {
 	case err == nil:
 		o.sending = true
+		if err := o.given.Apply(o.letters[0].cursor); err != nil {
+			panic(fmt.Sprintf("subscription %s: its own record cannot be replayed: %v", o.s.saved.Name, err))
+		}
 	case errors.Is(err, ErrTooBusy):
 		o.retry = time.AfterFunc(retryAfter, o.again)
 	default:

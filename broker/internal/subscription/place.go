@@ -112,6 +112,7 @@ func (s *Subscription) Seek(t Target, done func(error)) {
 		done(err)
 		return
 	}
+	s.outbox.keepGivenLocked()
 	t.seek(s.saved.Cursor)
 	if s.m != nil {
 		s.m.sought()

@@ -64,10 +64,14 @@ func (s *Subscription) Stats() Stats {
 		st.BacklogMessages = int64(share * float64(behind.Messages))
 		st.BacklogBytes = int64(share * float64(behind.Bytes))
 	}
+	if s.outbox.given != nil {
+		st.MemoryBytes += s.outbox.given.Bytes()
+	}
 	if s.m == nil {
 		return st
 	}
-	st.Type, st.Read, st.Returned, st.MemoryBytes = s.m.kind, s.m.read, s.m.replay.Len(), s.m.bytes()
+	st.Type, st.Read, st.Returned = s.m.kind, s.m.read, s.m.replay.Len()
+	st.MemoryBytes += s.m.bytes()
 	for _, c := range s.m.consumers {
 		st.Consumers = append(st.Consumers, ConsumerStats{
 			Name: c.name, Active: c == s.m.active || s.m.kind == Shared,

@@ -30,7 +30,8 @@ type Options struct {
 	// for the one before to acknowledge what it has. 0: 1 s; below 0: not at all.
 	FailoverDelay time.Duration
 	// CursorBytes bounds what acknowledgements out of order may cost: beyond it
-	// nothing new is handed out until older entries are acknowledged. 0: 16 MiB.
+	// nothing new is handed out until older entries are acknowledged. What the
+	// journal was given costs up to as much again. 0: 16 MiB.
 	CursorBytes int64
 	// UnansweredAcks bounds acknowledgements that wait to be durable. 0: 16,384.
 	UnansweredAcks int
@@ -96,7 +97,8 @@ const (
 )
 
 // New returns the subscription that saved describes, with saved.Cursor as its
-// own, which journal keeps; nil: the cursor lives in memory and ends with the
+// own, which journal keeps and has durably, or will have before any record of the
+// subscription; nil: the cursor lives in memory and ends with the
 // last consumer (a reader's). opts come from Filled and are shared by all
 // subscriptions of the topic. A cursor that stands beyond the end of the topic
 // is damage: managedledger.ErrBeyondEnd.
@@ -107,8 +109,12 @@ func New(opts *Options, journal Journal, saved Saved) (*Subscription, error) {
 		}
 	}
 	s := &Subscription{opts: opts, journal: journal, saved: saved, waiting: noConsumer}
+	s.outbox.s = s
+	if saved.Cursor.Last() != saved.Cursor.MarkDelete() {
+		s.outbox.keepGivenLocked()
+	}
 	saved.Cursor.Settle(s.chain())
-	s.outbox = outbox{s: s, durable: saved.Cursor.MarkDelete()}
+	s.outbox.durable = saved.Cursor.MarkDelete()
 	return s, nil
 }
 

@@ -41,7 +41,7 @@ func (t *Topic) checkpointLocked(final bool) {
 		t.opts.Log.Debug("checkpoint of producers put off", "topic", t.opts.Name.String(), "error", err)
 		return
 	}
-	t.checkpointing = true
+	t.checkpointing, t.checkpointSent = true, at
 	c.entries, c.bytes = c.entries-entries, c.bytes-bytes
 }
 

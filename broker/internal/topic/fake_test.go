@@ -28,7 +28,8 @@ type fakeLedger struct {
 	disk    *disk
 	waiting []func(position.Position, error)
 	adds    []managedledger.Add
-	refuse  error // of Append
+	refuse  error         // of Append
+	delay   time.Duration // of Read
 }
 
 func at(i int) position.Position { return position.Position{Ledger: 1, Entry: ledger.EntryID(i)} }
@@ -86,6 +87,9 @@ func (l *fakeLedger) Between(from, to position.Position) managedledger.Extent {
 	return managedledger.Extent{Entries: n, Messages: n}
 }
 func (l *fakeLedger) Read(_ context.Context, from position.Position, entries int, _ int64) ([]managedledger.Entry, error) {
+	if l.delay > 0 {
+		time.Sleep(l.delay)
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var out []managedledger.Entry

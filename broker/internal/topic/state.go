@@ -91,17 +91,20 @@ func restore(parked bundlelog.Parked, maxProducers int) (restored, error) {
 }
 
 // Snapshot implements bundlelog.Live. With the topic and all its subscriptions
-// locked nothing is appended for it, so the state is exactly what the journal was
-// given.
+// locked nothing is appended for it.
+//
+// Invariant, of a pass and of what Close gives for the shelf alike: the state is
+// what replay makes of all records that the journal has taken, durable or not. For
+// subscriptions to the letter: each states what it has sent, not what it is about
+// to. The producers are told as they are, but as of the newest checkpoint that was
+// sent: what was published after it changes nothing when it is replayed, and
+// whoever opens the topic from this state takes the position for durable, and trims
+// up to it.
 func (t *Topic) Snapshot(emit func(base []byte)) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.snapshotLocked(emit)
-}
-
-func (t *Topic) snapshotLocked(emit func(base []byte)) {
 	records := []subscription.Record{
-		{Kind: kindProducers, Data: t.producers.AppendCheckpoint(nil, t.storedAt)},
+		{Kind: kindProducers, Data: t.producers.AppendCheckpoint(nil, t.checkpointSent)},
 		// So that ids of subscriptions long deleted are not used again.
 		{Kind: subscription.KindDelete, Data: subscription.AppendDelete(nil, t.nextSubscription-1)},
 	}
@@ -118,7 +121,7 @@ func (t *Topic) snapshotLocked(emit func(base []byte)) {
 		}
 		s := durable[0]
 		durable = durable[1:]
-		s.SnapshotDuring(func(r subscription.Record) {
+		s.Snapshot(func(r subscription.Record) {
 			records = append(records, r)
 			descend()
 		})

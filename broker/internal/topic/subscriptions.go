@@ -13,7 +13,8 @@ import (
 // ErrNoSubscription reports a subscription that does not exist.
 var ErrNoSubscription = errors.New("topic: no such subscription")
 
-// Open opens a topic from what its ledger and the journal hold.
+// Open opens a topic from what its ledger and the journal hold. All that parked
+// adds up to is durable in the journal: who closed the topic before waits for that.
 func Open(ctx context.Context, opts Options, parked bundlelog.Parked) (*Topic, error) {
 	opts.fill()
 	state, err := restore(parked, opts.MaxProducers)
@@ -21,7 +22,7 @@ func Open(ctx context.Context, opts Options, parked bundlelog.Parked) (*Topic, e
 		return nil, fmt.Errorf("restore %s: %w", opts.Name, err)
 	}
 	t := &Topic{
-		opts: opts, ledger: opts.Ledger, producers: state.producers, checkpointAt: state.checkpoint,
+		opts: opts, ledger: opts.Ledger, producers: state.producers, checkpointAt: state.checkpoint, checkpointSent: state.checkpoint,
 		open: map[string]*Producer{}, subscriptions: map[string]*subscription.Subscription{},
 		readers: map[*subscription.Subscription]struct{}{}, creating: map[string]chan struct{}{},
 		nextSubscription: max(state.subscriptions.NextID, 1),
@@ -85,6 +86,15 @@ func (t *Topic) Subscribe(ctx context.Context, req SubscribeRequest, sink subscr
 			err := t.closing
 			t.mu.Unlock()
 			return nil, false, err
+		case t.creating[req.Subscription] != nil:
+			wait := t.creating[req.Subscription]
+			t.mu.Unlock()
+			select {
+			case <-wait:
+				continue
+			case <-ctx.Done():
+				return nil, false, ctx.Err()
+			}
 		case t.subscriptions[req.Subscription] != nil:
 			s := t.subscriptions[req.Subscription]
 			t.mu.Unlock()
@@ -94,58 +104,30 @@ func (t *Topic) Subscribe(ctx context.Context, req SubscribeRequest, sink subscr
 			t.mu.Unlock()
 			return nil, false, fmt.Errorf("%w: %q of %s", ErrNoSubscription, req.Subscription, t.opts.Name)
 		}
-		if wait := t.creating[req.Subscription]; wait != nil {
-			t.mu.Unlock()
-			select {
-			case <-wait:
-				continue
-			case <-ctx.Done():
-				return nil, false, ctx.Err()
-			}
-		}
-		free := make(chan struct{})
-		t.creating[req.Subscription] = free
+		t.creating[req.Subscription] = make(chan struct{})
 		t.mu.Unlock()
-		err := t.create(ctx, req)
-		t.mu.Lock()
-		delete(t.creating, req.Subscription)
-		close(free)
-		t.mu.Unlock()
-		if err != nil {
+		if err := t.create(ctx, req); err != nil {
 			return nil, false, fmt.Errorf("create subscription %q of %s: %w", req.Subscription, t.opts.Name, err)
 		}
 		created = true
 	}
 }
 
-// create makes a durable subscription: first in the journal, then here.
+// create makes a durable subscription, first in the journal, then here. Its name
+// is being created until then, or until it fails; also when ctx ends before.
 func (t *Topic) create(ctx context.Context, req SubscribeRequest) error {
 	target, err := subscription.Find(ctx, t.ledger, req.Start)
 	if err != nil {
-		return err
-	}
-	t.mu.Lock()
-	saved := subscription.Saved{
-		ID: t.nextSubscription, Name: req.Subscription, Created: t.opts.Now(),
-		Properties: req.Properties, Cursor: target.Cursor(),
-	}
-	t.nextSubscription++
-	s, err := t.newSubscription(saved, t.opts.Journal)
-	if err != nil {
-		t.mu.Unlock()
+		t.created(req.Subscription, nil)
 		return err
 	}
 	durable := make(chan error, 1)
-	record := subscription.Record{Kind: subscription.KindCreate, Data: saved.AppendCreate(nil)}
-	if err = t.opts.Journal.Append([]subscription.Record{record}, func(err error) { durable <- err }); err == nil {
-		// From the append on it is part of the topic's state, also of a snapshot; but
-		// nobody can join before it is durable, since its name is being created.
-		t.subscriptions[saved.Name] = s
-		t.relistLocked()
-	}
-	t.mu.Unlock()
+	err = t.appendCreate(req, target, func(err error) {
+		t.created(req.Subscription, err)
+		durable <- err
+	})
 	if err != nil {
-		s.Close(err)
+		t.created(req.Subscription, nil)
 		return err
 	}
 	select {
@@ -153,6 +135,45 @@ func (t *Topic) create(ctx context.Context, req SubscribeRequest) error {
 		return err
 	case <-ctx.Done():
 		return ctx.Err() // it exists, or will
+	}
+}
+
+// appendCreate makes a subscription that starts at target and appends it to the
+// journal. Once that has taken it, it is part of the topic's state, also of a
+// snapshot; but nobody can join before done, since its name is being created.
+func (t *Topic) appendCreate(req SubscribeRequest, target subscription.Target, done func(error)) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closing != nil {
+		return t.closing // the state for the shelf may have been taken
+	}
+	saved := subscription.Saved{
+		ID: t.nextSubscription, Name: req.Subscription, Created: t.opts.Now(),
+		Properties: req.Properties, Cursor: target.Cursor(),
+	}
+	record := subscription.Record{Kind: subscription.KindCreate, Data: saved.AppendCreate(nil)}
+	s, err := t.newSubscription(saved, t.opts.Journal)
+	if err != nil {
+		return err
+	}
+	if err := t.opts.Journal.Append([]subscription.Record{record}, done); err != nil {
+		return err // nothing of s runs
+	}
+	t.nextSubscription++
+	t.subscriptions[saved.Name] = s
+	t.relistLocked()
+	return nil
+}
+
+// created lets others at a name that was being created. With an error it is not
+// known whether the journal has it: the topic ends.
+func (t *Topic) created(name string, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	close(t.creating[name])
+	delete(t.creating, name)
+	if err != nil {
+		t.endLocked(fmt.Errorf("create subscription %q: %w", name, err))
 	}
 }
 
@@ -235,6 +256,10 @@ func (t *Topic) subscription(name string) (*subscription.Subscription, error) {
 // between is about nothing.
 func (t *Topic) delete(ctx context.Context, s *subscription.Subscription) error {
 	t.mu.Lock()
+	if err := t.closing; err != nil {
+		t.mu.Unlock()
+		return err // the state for the shelf may have been taken
+	}
 	if t.subscriptions[s.Name()] != s {
 		t.mu.Unlock()
 		return nil // somebody else deleted it

@@ -133,8 +133,9 @@ type Topic struct {
 		entries int
 		bytes   int64
 	}
-	checkpointing bool
-	checkpointAt  position.Position // durable
+	checkpointing  bool
+	checkpointSent position.Position // of the newest that the journal has taken
+	checkpointAt   position.Position // durable
 
 	counters struct{ messagesIn, bytesIn uint64 }
 
@@ -268,8 +269,9 @@ func (t *Topic) endLocked(err error) {
 // Close ends the topic: no more publishes are taken, those in flight are
 // answered, a checkpoint is written, subscriptions are closed with reason, the
 // ledger is closed. When ctx ends first, what is left is abandoned: its outcome
-// is unknown, and the next to open the topic finds out. The topic's state, as
-// the journal has it, is returned for the shelf.
+// is unknown, and the next to open the topic finds out. The topic's state is
+// returned for the shelf, as in Snapshot; nothing is appended for it any more. It is
+// not durable before all is that the journal has taken: see Open.
 func (t *Topic) Close(ctx context.Context, reason error) []byte {
 	t.mu.Lock()
 	if t.closing == nil {
@@ -343,7 +345,9 @@ func (t *Topic) keepFrom() position.Position {
 		keep = position.Min(keep, s.KeepFrom())
 	}
 	if needed := t.checkpointAt.Next(); needed.Before(keep) {
-		t.checkpointLocked(true)
+		if t.closing == nil {
+			t.checkpointLocked(true)
+		}
 		return needed
 	}
 	return keep
