@@ -215,6 +215,11 @@ func (o *ownedBundle) openTopic(ctx context.Context, t *ownedTopic) (*topic.Topi
 		return nil, fmt.Errorf("read the partitions of %s: %w", t.name.Base(), err)
 	}
 	t.route(version)
+	// What an earlier opening of it appended, and could not wait for when it was
+	// closed, must not be built on before it is durable.
+	if err := o.journal.Settle(ctx); err != nil {
+		return nil, fmt.Errorf("wait for the log of bundle %s: %w", o.bundle, err)
+	}
 	var opened *topic.Topic // set before the ledger can notify
 	ml, err := managedledger.Open(ctx, o.ledgerOptions(t, func() {
 		if opened != nil {

@@ -134,6 +134,41 @@ func TestGivingUpWaitsForTopicsThatReopen(t *testing.T) {
 	})
 }
 
+// A topic that was closed before the log had all it appended is not open again
+// before the log has: an acknowledgement made again would be answered as durable,
+// for it is in the topic's state already.
+func TestReopeningWaitsForTheLog(t *testing.T) {
+	story(t, func(t *testing.T, w *world) {
+		a := w.start("a")
+		name := w.topic("orders")
+		o := a.open(w.bundleOf(name))
+		closing, acked := a.reopening(name, a.opts.CloseTimeout+5*time.Second)
+		landed := make(chan error, 1)
+		if err := o.journal.Append(nil, func(err error) { landed <- err }); err != nil {
+			t.Fatal(err)
+		}
+		<-closing.gone
+		if err := <-acked; err == nil {
+			t.Fatal("an acknowledgement was answered before the log had it")
+		}
+		tp, err := a.Broker.topic(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st := tp.Stats(t.Context()).Subscriptions; len(st) != 1 || st[0].BacklogMessages > 1 {
+			t.Errorf("the topic is open with %+v", st)
+		}
+		select {
+		case err := <-landed:
+			if err != nil {
+				t.Error(err)
+			}
+		default:
+			t.Error("the topic is open, and what it was opened from is not durable")
+		}
+	})
+}
+
 // A bundle that is lost does not wait for what its log will not hear any more.
 func TestLosingEndsTopicsThatReopen(t *testing.T) {
 	story(t, func(t *testing.T, w *world) {

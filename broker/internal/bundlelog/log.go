@@ -301,6 +301,28 @@ func (l *Log) answer(g group, id ledger.ID, err error) {
 	}
 }
 
+// Settle returns once all that was appended before the call is durable. It writes
+// nothing when that is so already. With an error, that of ctx or why the log ended,
+// some of it may not be.
+func (l *Log) Settle(ctx context.Context) error {
+	l.mu.Lock()
+	settled, ended := !l.inflight, l.ended
+	l.mu.Unlock()
+	if settled || ended != nil {
+		return ended
+	}
+	durable := make(chan error, 1)
+	if err := l.Append(nil, func(err error) { durable <- err }); err != nil {
+		return err
+	}
+	select {
+	case err := <-durable:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // Pending is how many bytes were appended and are not answered.
 func (l *Log) Pending() int64 {
 	l.mu.Lock()

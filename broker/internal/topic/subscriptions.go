@@ -14,7 +14,7 @@ import (
 var ErrNoSubscription = errors.New("topic: no such subscription")
 
 // Open opens a topic from what its ledger and the journal hold. All that parked
-// adds up to is durable in the journal: who closed the topic before waits for that.
+// adds up to must be durable by now, also where the topic was closed here before.
 func Open(ctx context.Context, opts Options, parked bundlelog.Parked) (*Topic, error) {
 	opts.fill()
 	state, err := restore(parked, opts.MaxProducers)
