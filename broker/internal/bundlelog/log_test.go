@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -309,6 +310,48 @@ func (w *world) checkStore() {
 	if len(named) > 0 || open > 2 {
 		w.t.Errorf("the log names ledgers without a record: %v; %d are not closed", named, open)
 	}
+}
+
+// Shows that Settle returns when what was appended before is durable, with the
+// context's error before that, with the log's once it has ended; and that it writes
+// nothing where there is nothing to wait for.
+func TestSettle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		o := w.owner("a", 0).open()
+		adds := atomic.Int64{}
+		var fault atomic.Pointer[ensembletest.AddFault]
+		fault.Store(&ensembletest.AddFault{Delay: time.Second})
+		for i := range 3 {
+			w.bookies.At(i).OnAdd(func(ledger.Add) ensembletest.AddFault {
+				adds.Add(1)
+				return *fault.Load()
+			})
+		}
+		if err := o.log.Settle(t.Context()); err != nil || adds.Load() != 0 {
+			t.Errorf("with nothing appended: %d adds, %v", adds.Load(), err)
+		}
+		if err := o.set(0); err != nil {
+			t.Fatal(err)
+		}
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := o.log.Settle(gone); !errors.Is(err, context.Canceled) {
+			t.Errorf("within no time: %v", err)
+		}
+		if err := o.log.Settle(t.Context()); err != nil || o.acked != 1 {
+			t.Errorf("%d appends are durable: %v", o.acked, err)
+		}
+		fault.Store(&ensembletest.AddFault{Err: ledger.ErrFenced})
+		if err := o.set(0); err != nil {
+			t.Fatal(err)
+		}
+		<-o.lost
+		if err := o.log.Settle(t.Context()); !errors.Is(err, ledger.ErrFenced) {
+			t.Errorf("after the end: %v", err)
+		}
+		o.log.Abandon()
+	})
 }
 
 // Shows that everything acknowledged is replayed by the next owner, across rolls
