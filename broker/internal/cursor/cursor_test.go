@@ -2,6 +2,8 @@ package cursor
 
 import (
 	"errors"
+	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -411,4 +413,37 @@ func FuzzApply(f *testing.F) {
 			t.Fatalf("%+v came back as %+v", c, back)
 		}
 	})
+}
+
+// Shows that a clone stands where its cursor stood, whatever becomes of that, and
+// costs the same.
+func TestClone(t *testing.T) {
+	chain := fakeChain{{id: 1, entries: 200}}
+	at := func(e int) position.Position { return position.Position{Ledger: 1, Entry: ledger.EntryID(e)} }
+	for seed := range uint64(100) {
+		rng := rand.New(rand.NewPCG(seed, 0))
+		c := New(at(9))
+		c.Seek(at(9), at(10), From(1, 4))
+		step := func() {
+			p := at(10 + rng.IntN(190))
+			if rng.IntN(2) == 0 {
+				c.Ack(chain, p)
+			} else {
+				c.AckPart(chain, p, From(1+rng.IntN(3), 4))
+			}
+		}
+		for range 50 {
+			step()
+		}
+		c.TakeDelta(nil)
+		clone := c.Clone()
+		stood, bytes := c.AppendWhole(nil), c.Bytes()
+		for range 50 {
+			step()
+		}
+		c.AckCumulative(chain, at(150))
+		if !slices.Equal(clone.AppendWhole(nil), stood) || clone.Dirty() || clone.Bytes() != bytes {
+			t.Fatalf("seed %d: the clone moved, or has changes (%v), or costs %d bytes, not %d", seed, clone.Dirty(), clone.Bytes(), bytes)
+		}
+	}
 }
