@@ -117,8 +117,9 @@ func (r *Registry) Open(name string, epoch uint64) (last uint64, stored, replace
 	return s.last, s.stored, replaced, nil
 }
 
-// Close disconnects a producer. With forget its state goes as soon as nothing is
-// in flight: its name will not come again.
+// Close disconnects a producer. With forget its name will not come again, and its
+// state goes at once; unless something is in flight, whose outcome is yet to be
+// told: then it stays until the limit asks for room.
 func (r *Registry) Close(name string, forget bool) {
 	s := r.byName[name]
 	if s == nil {

@@ -5,10 +5,10 @@ import "github.com/magnetar-io/magnetar/broker/internal/position"
 // Stats describe a subscription at one moment.
 type Stats struct {
 	Name       string
-	Type       Type // counts while there are consumers
+	Type       Type // means nothing while there are no consumers
 	Durable    bool
 	Properties map[string]string
-	// Waiting is why nothing is handed out; "": something is.
+	// Waiting is why nothing is handed out; "": entries are being read or handed out.
 	Waiting string
 	// Backlog is what is not acknowledged: entries exactly, messages and bytes as
 	// far as the chain can tell without reading, batches in part counted whole.

@@ -10,8 +10,9 @@ import (
 	"github.com/magnetar-io/magnetar/internal/entry"
 )
 
-// A checkpoint of the producers is due before what a restart would have to
-// replay exceeds this (M22); it is begun at half of it.
+// A checkpoint of the producers is due before what lies after it exceeds this, in
+// bodies (M22); it is begun at half of it. An open reads the heads of so many
+// entries, and no more than so many bytes are kept from being trimmed for them.
 const (
 	checkpointEntries = 4096
 	checkpointBytes   = 64 << 20
@@ -56,7 +57,9 @@ func (t *Topic) checkpointed(at position.Position, err error) {
 	t.checkpointAt = at
 }
 
-// replay brings the producers up to date with the entries after from.
+// replay brings the producers up to date with the entries after from. Only heads
+// are read, but whole bodies count towards the next checkpoint, as they do when
+// entries are stored: the limit does not grow with each owner that comes and goes.
 func (t *Topic) replay(ctx context.Context, from position.Position) error {
 	last := t.ledger.LastConfirmed()
 	t.storedAt = last
@@ -64,13 +67,14 @@ func (t *Topic) replay(ctx context.Context, from position.Position) error {
 	if err != nil {
 		return fmt.Errorf("checkpoint of producers at %s: %w", from, err)
 	}
+	first := next
 	for next.Compare(last) <= 0 {
 		heads, err := t.ledger.ReadHeads(ctx, next, replayEntries, replayHeadBytes)
 		if err != nil {
 			return fmt.Errorf("replay headers from %s: %w", next, err)
 		}
 		if len(heads) == 0 {
-			return nil
+			break
 		}
 		for _, e := range heads {
 			h, err := t.header(ctx, e.Position, e.Body)
@@ -81,11 +85,17 @@ func (t *Topic) replay(ctx context.Context, from position.Position) error {
 				First: h.SequenceID, Last: h.HighestSequence, HasPrevious: h.HasPrevious, Previous: h.PreviousSequence,
 			}, e.Position)
 			t.sinceCheckpoint.entries++
-			t.sinceCheckpoint.bytes += int64(len(e.Body))
 		}
 		if next, err = t.ledger.Next(heads[len(heads)-1].Position); err != nil {
 			return err
 		}
+	}
+	if t.sinceCheckpoint.entries > 0 {
+		lag, err := t.ledger.Measure(ctx, first, last.Next())
+		if err != nil {
+			return fmt.Errorf("measure what was replayed from %s: %w", first, err)
+		}
+		t.sinceCheckpoint.bytes = lag.Bytes
 	}
 	return nil
 }

@@ -86,6 +86,16 @@ func (l *fakeLedger) Between(from, to position.Position) managedledger.Extent {
 	n := max(0, int64(to.Entry)-max(0, int64(from.Entry)))
 	return managedledger.Extent{Entries: n, Messages: n}
 }
+func (l *fakeLedger) Measure(_ context.Context, from, to position.Position) (managedledger.Extent, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var e managedledger.Extent
+	for i := max(0, int(from.Entry)); i < min(len(l.disk.entries), int(to.Entry)); i++ {
+		e.Entries++
+		e.Bytes += int64(len(l.disk.entries[i].Body))
+	}
+	return e, nil
+}
 func (l *fakeLedger) Read(_ context.Context, from position.Position, entries int, _ int64) ([]managedledger.Entry, error) {
 	if l.delay > 0 {
 		time.Sleep(l.delay)

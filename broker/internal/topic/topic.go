@@ -35,6 +35,7 @@ type Ledger interface {
 	subscription.Ledger
 	Append(add managedledger.Add, done func(position.Position, error)) error
 	ReadHeads(ctx context.Context, from position.Position, maxEntries, n int) ([]managedledger.Entry, error)
+	Measure(ctx context.Context, from, to position.Position) (managedledger.Extent, error)
 	First() position.Position
 	NextIndex() uint64
 	LastTime() int64

@@ -442,6 +442,35 @@ func TestRuleM22_CheckpointIsDue(t *testing.T) {
 	})
 }
 
+// TestRuleM22_BodiesCountAcrossOwners shows that owners who die before a checkpoint
+// is due do not let it lag by more than 64 MiB: the next one counts the bodies of
+// what it replays, though it reads their heads alone.
+func TestRuleM22_BodiesCountAcrossOwners(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		large := make([]byte, 1<<20)
+		next := uint64(0)
+		for epoch := range uint64(3) {
+			if epoch > 0 {
+				b.open()
+			}
+			h := b.producer("p", epoch)
+			for range 24 {
+				h.producer.Publish(Batch{Buffer: reframed(append(batch("p", next, next).Buffer, large...))})
+				b.ledger.settle(1, nil, true)
+				next++
+				synctest.Wait()
+				b.topic.mu.Lock()
+				from, last := b.topic.checkpointAt, b.topic.storedAt
+				b.topic.mu.Unlock()
+				if lag, _ := b.ledger.Measure(t.Context(), from.Next(), last.Next()); lag.Bytes > checkpointBytes {
+					t.Fatalf("after entry %d the checkpoint lags by %d bytes", next, lag.Bytes)
+				}
+			}
+		}
+	})
+}
+
 // TestSnapshotHoldsEverything shows that a topic opened from its own snapshot
 // has the same subscriptions and producers as before.
 func TestSnapshotHoldsEverything(t *testing.T) {
