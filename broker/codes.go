@@ -37,6 +37,7 @@ var codeTable = []struct {
 	{topic.ErrFenced, brokerv1.Code_CODE_PRODUCER_FENCED},
 	{topic.ErrNoSubscription, brokerv1.Code_CODE_SUBSCRIPTION_NOT_FOUND},
 	{producer.ErrBusy, brokerv1.Code_CODE_PRODUCER_BUSY},
+	{producer.ErrFull, brokerv1.Code_CODE_QUOTA},
 	{subscription.ErrBusy, brokerv1.Code_CODE_SUBSCRIPTION_BUSY},
 	{subscription.ErrReplaced, brokerv1.Code_CODE_SUBSCRIPTION_BUSY},
 	{subscription.ErrDeleted, brokerv1.Code_CODE_SUBSCRIPTION_NOT_FOUND},

@@ -87,9 +87,15 @@ func (r *Registry) Restore(b []byte) (position.Position, error) {
 			}
 			s.recent = append(s.recent, sp)
 		}
+		if r.byName[name] != nil {
+			d.fail("producer %q comes twice", name)
+			break
+		}
 		r.touch(s)
 		r.byName[name] = s
+		r.spans += len(s.recent)
 	}
+	r.boundSpans() // an older build kept more
 	if d.err == nil && len(d.b) > 0 {
 		d.fail("%d bytes too many", len(d.b))
 	}

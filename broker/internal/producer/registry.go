@@ -19,8 +19,18 @@ import (
 // positions, and how many may be in flight.
 const Window = 256
 
+// maxSpans bounds the batches remembered of all producers of a topic together.
+// Where it is reached each keeps but its newest ones: a retry of an older one is
+// still known for a duplicate, and is answered without its position.
+const maxSpans = 64 << 10
+
 // ErrBusy reports that a producer of that name is connected already.
 var ErrBusy = errors.New("producer: a producer of this name is connected")
+
+// ErrFull reports that a topic remembers as many producers as it may, and every
+// one of them is connected or has batches in flight. Close some, or spread them
+// over more partitions.
+var ErrFull = errors.New("producer: the topic has no room for another producer; close some, or use more partitions")
 
 // Batch is what a batch asserts about its place in its producer's order.
 type Batch struct {
@@ -61,9 +71,13 @@ type Answer struct {
 // Registry is what a topic knows of its producers. It remembers at most a given
 // number; the one that was silent longest goes first, never one that is
 // connected or has batches in flight. Not safe for concurrent use.
+//
+// So what it holds is bounded: for 10,000 producers with names as long as a
+// topic's, less than 8 MiB in a checkpoint, and about as much in memory.
 type Registry struct {
 	limit   int
 	byName  map[string]*state
+	spans   int    // in all of them; at most maxSpans
 	clock   uint64 // counts touches
 	dropped uint64
 	// forgetful: a producer was dropped, so one that is not known may still have
@@ -102,10 +116,14 @@ func New(limit int) *Registry {
 
 // Open connects a producer. When one of the same name is connected, a higher
 // epoch replaces it (replaced is true: shut the older one out), any other is
-// refused with ErrBusy. It returns the highest sequence id stored for the name.
+// refused with ErrBusy; ErrFull: there is no room for a new name. It returns the
+// highest sequence id stored for the name.
 func (r *Registry) Open(name string, epoch uint64) (last uint64, stored, replaced bool, err error) {
 	s := r.byName[name]
 	if s == nil {
+		if !r.makeRoom() {
+			return 0, false, false, ErrFull
+		}
 		s = r.add(name)
 	}
 	if s.connected && epoch <= s.epoch {
@@ -127,7 +145,7 @@ func (r *Registry) Close(name string, forget bool) {
 	}
 	s.connected = false
 	if forget && len(s.flights) == 0 || !s.has {
-		delete(r.byName, name)
+		r.remove(name, s)
 	}
 }
 
@@ -214,6 +232,7 @@ func (r *Registry) InFlight(name string) bool {
 func (r *Registry) Taken(name string, b Batch, tag any) {
 	s := r.byName[name]
 	if s == nil {
+		r.makeRoom()
 		s = r.add(name)
 	}
 	s.has, s.accepted = true, b.Last
@@ -226,7 +245,7 @@ func (r *Registry) Stored(name string, p position.Position) {
 	s := r.byName[name]
 	f := s.flights[0]
 	s.flights = slices.Delete(s.flights, 0, 1)
-	s.store(span{f.first, f.last, p})
+	r.store(s, span{f.first, f.last, p})
 }
 
 // Replay records a stored batch read back from the topic. Batches come in the
@@ -234,6 +253,7 @@ func (r *Registry) Stored(name string, p position.Position) {
 func (r *Registry) Replay(name string, epoch uint64, b Batch, p position.Position) {
 	s := r.byName[name]
 	if s == nil {
+		r.makeRoom() // there is some: nobody is connected yet
 		s = r.add(name)
 	}
 	if s.stored && b.Last <= s.last {
@@ -241,16 +261,35 @@ func (r *Registry) Replay(name string, epoch uint64, b Batch, p position.Positio
 	}
 	s.has, s.accepted = true, b.Last
 	s.epoch = max(s.epoch, epoch)
-	s.store(span{b.First, b.Last, p})
+	r.store(s, span{b.First, b.Last, p})
 	r.touch(s)
 }
 
-func (s *state) store(sp span) {
+func (r *Registry) store(s *state, sp span) {
 	if len(s.recent) == Window {
 		s.recent = slices.Delete(s.recent, 0, 1)
+		r.spans--
 	}
 	s.recent = append(s.recent, sp)
 	s.stored, s.last = true, sp.last
+	r.spans++
+	r.boundSpans()
+}
+
+// boundSpans brings the spans down to half of what they may be, once they are
+// more, so that this is seldom needed: what a producer has beyond an equal share
+// goes, oldest first. The newest of each stays.
+func (r *Registry) boundSpans() {
+	if r.spans <= maxSpans {
+		return
+	}
+	share := max(1, maxSpans/2/len(r.byName))
+	for _, s := range r.byName {
+		if n := len(s.recent) - share; n > 0 {
+			s.recent = slices.Clone(s.recent[n:]) // gives the memory back
+			r.spans -= n
+		}
+	}
 }
 
 func (r *Registry) touch(s *state) {
@@ -258,11 +297,16 @@ func (r *Registry) touch(s *state) {
 	s.touched = r.clock
 }
 
-// add makes room for and adds a producer.
-func (r *Registry) add(name string) *state {
+// makeRoom sees to it that a producer can be added, and says whether it can.
+func (r *Registry) makeRoom() bool {
 	if len(r.byName) >= r.limit {
 		r.dropOldest()
 	}
+	return len(r.byName) < r.limit
+}
+
+// add adds a producer, for which room was made if there was any to make.
+func (r *Registry) add(name string) *state {
 	s := &state{}
 	r.touch(s)
 	r.byName[name] = s
@@ -284,10 +328,15 @@ func (r *Registry) dropOldest() {
 	}
 	slices.SortFunc(idle, func(a, b candidate) int { return int(int64(a.touched) - int64(b.touched)) })
 	for _, c := range idle[:min(len(idle), max(1, r.limit/16))] {
-		delete(r.byName, c.name)
+		r.remove(c.name, r.byName[c.name])
 		r.dropped++
 		r.forgetful = true
 	}
+}
+
+func (r *Registry) remove(name string, s *state) {
+	delete(r.byName, name)
+	r.spans -= len(s.recent)
 }
 
 // Dropped counts the producers forgotten to keep the limit.

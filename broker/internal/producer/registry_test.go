@@ -1,6 +1,7 @@
 package producer
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 
@@ -181,6 +182,84 @@ func TestRuleM22_CheckpointAndReplay(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestCheckpointIsBounded shows that as many producers as a topic remembers, each
+// with a full window, positions and sequence ids as large as they get, and names
+// as long as there are, fit in what the bundle log takes at once; that none of them
+// is forgotten, nor taken for a duplicate what is not; and that a registry restored
+// from the checkpoint answers the same.
+func TestCheckpointIsBounded(t *testing.T) {
+	const producers, largest = 10_000, 8 << 20
+	r := New(producers)
+	name := func(i int) string { return fmt.Sprintf("%0330d", i) }
+	sequence := func(n int) uint64 { return 1<<62 + uint64(n) }
+	position := position.Position{Ledger: 1 << 62, Entry: 1 << 62}
+	most := 0
+	for i := range producers {
+		batches := Window
+		if i >= 4*maxSpans/Window { // the rest of the windows would go the same way
+			batches = 2
+		}
+		for n := range batches {
+			position.Entry++
+			r.Replay(name(i), 1<<62, Batch{First: sequence(n), Last: sequence(n)}, position)
+		}
+		if i%1000 == 999 {
+			most = max(most, len(r.AppendCheckpoint(nil, position)))
+		}
+	}
+	checkpoint := r.AppendCheckpoint(nil, position)
+	if most = max(most, len(checkpoint)); most > largest {
+		t.Errorf("checkpoint of %d bytes, the log takes %d", most, largest)
+	}
+	if r.Len() != producers || r.Dropped() != 0 {
+		t.Errorf("%d remembered, %d dropped", r.Len(), r.Dropped())
+	}
+	again := New(producers)
+	if _, err := again.Restore(checkpoint); err != nil {
+		t.Fatal(err)
+	}
+	for i := range producers {
+		last, _ := r.Last(name(i))
+		for _, b := range []Batch{
+			{First: last, Last: last},
+			{First: sequence(0), Last: sequence(0)},
+			{First: last, Last: last + 1},
+			{First: last + 1, Last: last + 1, HasPrevious: true, Previous: last},
+		} {
+			if w, g := r.Admit(name(i), b), again.Admit(name(i), b); w != g {
+				t.Fatalf("producer %d, batch %d: %+v, restored %+v", i, b.First, w, g)
+			}
+		}
+		if a := r.Admit(name(i), Batch{First: last, Last: last}); a.Verdict != Duplicate || !a.Known {
+			t.Fatalf("producer %d, its newest again: %+v", i, a)
+		}
+		if a := r.Admit(name(i), Batch{First: sequence(0), Last: sequence(0)}); a.Verdict != Duplicate {
+			t.Fatalf("producer %d, its oldest again: %+v", i, a)
+		}
+	}
+}
+
+// TestNoRoomForAnotherProducer shows that a registry full of connected producers
+// refuses another name, and takes it once one of them is gone.
+func TestNoRoomForAnotherProducer(t *testing.T) {
+	r := New(32)
+	for i := range 32 {
+		if _, _, _, err := r.Open(fmt.Sprint("p", i), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, _, _, err := r.Open("q", 0); !errors.Is(err, ErrFull) || r.Len() != 32 {
+		t.Fatalf("got %v, %d remembered", err, r.Len())
+	}
+	if _, _, replaced, err := r.Open("p0", 1); err != nil || !replaced {
+		t.Fatalf("a name that has its room: %v, replaced %v", err, replaced)
+	}
+	r.Close("p7", false)
+	if _, _, _, err := r.Open("q", 0); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // FuzzRestore shows that broken checkpoints are refused and good ones come back

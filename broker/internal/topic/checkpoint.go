@@ -2,6 +2,7 @@ package topic
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/magnetar-io/magnetar/broker/internal/position"
@@ -26,7 +27,8 @@ const replayHeadBytes = 512
 const replayEntries = 1024
 
 // checkpointLocked writes a checkpoint as of the last stored entry, when it is
-// due or at the end.
+// due or at the end. It is one record: producer.Registry bounds what it holds, so
+// that the bundle's log has room for it.
 func (t *Topic) checkpointLocked(final bool) {
 	c := &t.sinceCheckpoint
 	due := c.entries >= checkpointEntries/2 || c.bytes >= checkpointBytes/2 || final && c.entries > 0
@@ -37,12 +39,15 @@ func (t *Topic) checkpointLocked(final bool) {
 	record := subscription.Record{Kind: kindProducers, Data: t.producers.AppendCheckpoint(nil, at)}
 	entries, bytes := c.entries, c.bytes
 	err := t.opts.Journal.Append([]subscription.Record{record}, func(err error) { t.checkpointed(at, err) })
-	if err != nil {
-		// Refused: the next entry tries again.
-		t.opts.Log.Debug("checkpoint of producers put off", "topic", t.opts.Name.String(), "error", err)
+	if err != nil { // the next entry tries again
+		if !errors.Is(err, subscription.ErrTooBusy) && !t.checkpointRefused {
+			t.checkpointRefused = true
+			t.opts.Log.Warn("checkpoint of producers is refused, nothing after the last one can be trimmed",
+				"topic", t.opts.Name.String(), "bytes", len(record.Data), "error", err)
+		}
 		return
 	}
-	t.checkpointing, t.checkpointSent = true, at
+	t.checkpointing, t.checkpointRefused, t.checkpointSent = true, false, at
 	c.entries, c.bytes = c.entries-entries, c.bytes-bytes
 }
 

@@ -54,7 +54,7 @@ type Options struct {
 	Journal subscription.Journal // records of this topic
 
 	MaxMessageBytes int   // of a batch as sent; 0: 5 MiB
-	MaxProducers    int   // remembered; 0: 10,000
+	MaxProducers    int   // remembered, and so connected at a time; 0: 10,000
 	WindowBytes     int   // unanswered bytes a producer may have; 0: 8 MiB
 	ResumeBytes     int64 // producers on hold go on below so many bytes in flight; 0: half of WindowBytes
 	// RoutingVersion is that of the topic's map, as far as it is known. A batch made
@@ -134,9 +134,10 @@ type Topic struct {
 		entries int
 		bytes   int64
 	}
-	checkpointing  bool
-	checkpointSent position.Position // of the newest that the journal has taken
-	checkpointAt   position.Position // durable
+	checkpointing     bool
+	checkpointRefused bool              // it was made known
+	checkpointSent    position.Position // of the newest that the journal has taken
+	checkpointAt      position.Position // durable
 
 	counters struct{ messagesIn, bytesIn uint64 }
 
@@ -156,8 +157,8 @@ func (t *Topic) ID() uint64 { return t.opts.ID }
 
 // OpenProducer connects a producer; an empty name makes one up. chosenBefore says
 // that the name is one that a broker made up earlier for the same producer.
-// producer.ErrBusy: the name is taken. The producer returned may only be closed
-// before its sink has heard Opened.
+// producer.ErrBusy: the name is taken; producer.ErrFull: there is no room for it.
+// The producer returned may only be closed before its sink has heard Opened.
 //
 // What an earlier connection of that name sent and has no outcome yet is waited
 // for before the sink hears Opened: a new process that was told a lower sequence
