@@ -318,8 +318,9 @@ func TestRuleM18_NothingRestartsAfterTrimmingEverything(t *testing.T) {
 		}
 
 		b := w.owner("b", Roll{})
-		if n, unclosed, err := Sweep(t.Context(), b.opts, position.Position{Ledger: 1 << 40}, Retention{}); n != 1 || unclosed || err != nil {
-			t.Errorf("sweep: %d, %v, %v", n, unclosed, err)
+		needs := Needs{From: position.Position{Ledger: 1 << 40}}
+		if s, err := Sweep(t.Context(), b.opts, needs, Retention{}); s != (Swept{Ledgers: 1}) || err != nil {
+			t.Errorf("sweep: %+v, %v", s, err)
 		}
 		b.open()
 		last := b.m.LastConfirmed()

@@ -117,10 +117,22 @@ func (r *record) Prepare(ctx context.Context) (ledger.ID, error) {
 	if err := r.take(ctx); err != nil {
 		return 0, err
 	}
+	if newest, ok := r.newest(); ok && newest.closed && newest.revision == 0 {
+		r.unsure = true
+		if err := r.refresh(ctx); err != nil {
+			r.give()
+			return 0, err
+		}
+	}
 	return r.highest + 1, nil
 }
 
 // Link implements chain.Links.
+//
+// The link before it is written again, as it is, when its ledger is closed. A trim
+// of it may still be on its way, made here or by an earlier ManagedLedger of the
+// same owner, for whose guard no transaction is too late; arriving after the new
+// link was made it would leave a trimmed link inside the chain.
 func (r *record) Link(id ledger.ID) ([]meta.Cond, []meta.Op) {
 	l := link{sequence: r.sequence + 1, ledger: id}
 	conds := []meta.Cond{{Key: r.key(l.sequence)}}
@@ -128,10 +140,14 @@ func (r *record) Link(id ledger.ID) ([]meta.Cond, []meta.Op) {
 	if newest, ok := r.newest(); ok {
 		l.follow(&newest)
 		key := r.key(newest.sequence)
-		if newest.trimmed { // it stayed only until there is a newer one
+		switch {
+		case newest.trimmed: // it stayed only until there is a newer one
 			conds = append(conds, meta.Cond{Key: key, Revision: newest.revision})
 			ops = append(ops, meta.Op{Key: key, Delete: true})
-		} else { // a try that arrives late, after a later one was made and trimmed, fails
+		case newest.closed:
+			conds = append(conds, meta.Cond{Key: key, Revision: newest.revision})
+			ops = append(ops, meta.Op{Key: key, Value: newest.encode()})
+		default: // a try that arrives late, after a later one was made and trimmed, fails
 			conds = append(conds, meta.Cond{Key: key, AnyRevision: true})
 		}
 	}
@@ -148,8 +164,10 @@ func (r *record) Linked(w *ensemble.Writer) {
 	defer r.m.mu.Unlock()
 	if n := len(r.m.links); n > 0 {
 		l.follow(&r.m.links[n-1])
-		if r.m.links[n-1].trimmed {
+		if newest := &r.m.links[n-1]; newest.trimmed {
 			r.m.links = nil
+		} else if newest.closed {
+			newest.revision = 0 // Link wrote it again
 		}
 	}
 	r.m.links = append(r.m.links, l)
@@ -195,9 +213,6 @@ func (r *record) refresh(ctx context.Context) error {
 	if stored, err = r.read(ctx); err != nil {
 		return err
 	}
-	if err := r.touchNewest(ctx, stored); err != nil {
-		return err
-	}
 	m := r.m
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -216,29 +231,6 @@ func (r *record) refresh(ctx context.Context) error {
 		}
 	}
 	r.unsure = false
-	return nil
-}
-
-// touchNewest writes the newest link again, as it is, so that a trim of it that
-// is still on its way comes too late: arriving after the next link was made, it
-// would leave a trimmed link inside the chain.
-func (r *record) touchNewest(ctx context.Context, stored links) error {
-	if len(stored) == 0 || !stored[len(stored)-1].closed || stored[len(stored)-1].trimmed {
-		return nil
-	}
-	l := &stored[len(stored)-1]
-	key := r.key(l.sequence)
-	rev, err := r.commit(ctx, meta.Txn{
-		Conds: []meta.Cond{{Key: key, Revision: l.revision}},
-		Ops:   []meta.Op{{Key: key, Value: l.encode()}},
-	})
-	if err == nil && rev == l.revision { // it reads the same whether it was written or not
-		err = meta.ErrUncertain
-	}
-	if err != nil {
-		return fmt.Errorf("touch chain link %d: %w", l.sequence, err)
-	}
-	l.revision = rev
 	return nil
 }
 

@@ -47,27 +47,34 @@ func (r *record) trim(ctx context.Context, keepFrom position.Position, ret Reten
 		return 0, err
 	}
 	defer r.give()
-	total := 0
-	for {
-		r.m.mu.RLock()
-		n := min(r.m.links.trimmable(keepFrom, ret, r.m.opts.Now().UnixMilli()), removalSize)
-		out := append(links(nil), r.m.links[:n]...)
-		newest := n == len(r.m.links)
-		r.m.mu.RUnlock()
-		if n == 0 {
-			return total, nil
-		}
-		if newest {
-			out[n-1].trimmed = true // its key stays
-		}
-		if err := r.remove(ctx, out); err != nil {
-			return total, fmt.Errorf("trim topic %d: %w", r.m.opts.Topic, err)
-		}
+	for total := 0; ; {
+		n, more, err := r.trimSome(ctx, keepFrom, ret)
 		total += n
-		if newest {
-			return total, nil
+		if err != nil || !more {
+			return total, err
 		}
 	}
+}
+
+// trimSome is one step of trim: as many links as one transaction takes out. The
+// caller has the turn.
+func (r *record) trimSome(ctx context.Context, keepFrom position.Position, ret Retention) (n int, more bool, err error) {
+	r.m.mu.RLock()
+	all := r.m.links.trimmable(keepFrom, ret, r.m.opts.Now().UnixMilli())
+	n = min(all, removalSize)
+	out := append(links(nil), r.m.links[:n]...)
+	newest := n == len(r.m.links)
+	r.m.mu.RUnlock()
+	if n == 0 {
+		return 0, false, nil
+	}
+	if newest {
+		out[n-1].trimmed = true // its key stays
+	}
+	if err := r.remove(ctx, out); err != nil {
+		return 0, false, fmt.Errorf("trim topic %d: %w", r.m.opts.Topic, err)
+	}
+	return n, n < all, nil
 }
 
 // remove takes the first links out of the chain, in the store and here.
@@ -104,21 +111,6 @@ func (r *record) remove(ctx context.Context, out links) error {
 	}
 	m.opts.Metrics.trimmed.Add(float64(len(out)))
 	return nil
-}
-
-// Sweep trims a topic that is not open, from its chain's keys alone. unclosed
-// tells that its newest ledger is not closed: the topic should be opened in the
-// background.
-func Sweep(ctx context.Context, opts Options, keepFrom position.Position, r Retention) (trimmed int, unclosed bool, err error) {
-	m, err := newManagedLedger(opts)
-	if err != nil {
-		return 0, false, err
-	}
-	if err := m.record.load(ctx); err != nil {
-		return 0, false, err
-	}
-	trimmed, err = m.record.trim(ctx, keepFrom, r)
-	return trimmed, len(m.links.open()) > 0, err
 }
 
 // Delete removes the whole chain of a topic that is not open here, in steps of
