@@ -206,7 +206,8 @@ func (b *Broker) Start(ctx context.Context) error {
 	if err := b.ownership.start(ctx); err != nil {
 		return err
 	}
-	b.loops.Go(func() { b.sweep(b.ctx) })
+	b.loops.Go(func() { b.trimOpen(b.ctx) })
+	b.loops.Go(func() { b.sweepParked(b.ctx) })
 	b.loops.Go(func() { b.watchDeletions(b.ctx) })
 	b.loops.Go(func() { b.watchRouting(b.ctx) })
 	return nil

@@ -61,6 +61,8 @@ type ownedBundle struct {
 	topics    map[topicname.Name]*ownedTopic
 	leave     error // why no more topics are opened; nil while owned
 	deletions deletions
+	swept     topicname.Name // trimmed though it is not open
+	sweeping  chan struct{}  // closed when that is over; nil: no topic is
 }
 
 // holding is the owner record that this broker wrote last for a bundle.
@@ -186,7 +188,9 @@ func (o *ownedBundle) topic(ctx context.Context, name topicname.Name) (*topic.To
 func (o *ownedBundle) open(t *ownedTopic) {
 	ctx, cancel := context.WithTimeout(o.ctx, o.b.opts.OpenTimeout)
 	defer cancel()
-	t.topic, t.err = o.openTopic(ctx, t)
+	if t.err = o.awaitSweep(ctx, t.name); t.err == nil {
+		t.topic, t.err = o.openTopic(ctx, t)
+	}
 	if t.err != nil {
 		o.mu.Lock()
 		delete(o.topics, t.name)

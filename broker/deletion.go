@@ -124,6 +124,10 @@ func (o *ownedBundle) delete(ctx context.Context, t catalog.Topic) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	// A sweep that begins now finds nothing on the shelf.
+	if err := o.awaitSweep(ctx, t.Name); err != nil {
+		return err
+	}
 	if err := managedledger.Delete(ctx, o.ledgerOptions(&ownedTopic{name: t.Name, id: t.ID}, nil)); err != nil {
 		return fmt.Errorf("delete its ledgers: %w", err)
 	}

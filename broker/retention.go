@@ -9,35 +9,30 @@ import (
 	"github.com/magnetar-io/magnetar/discovery/catalog"
 )
 
-// sweepEvery is how often topics are trimmed, and deletions that were broken off
-// are taken up again.
-const sweepEvery = 10 * time.Second
+// trimEvery is how often open topics are trimmed, and deletions that were broken
+// off are taken up again.
+const trimEvery = 10 * time.Second
 
-// sweep trims what retention lets go, bundle by bundle, on one goroutine for the
-// whole broker, until ctx ends.
-func (b *Broker) sweep(ctx context.Context) {
+// trimOpen trims what retention lets go of open topics, bundle by bundle, on one
+// goroutine for the whole broker, until ctx ends.
+func (b *Broker) trimOpen(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(sweepEvery):
+		case <-time.After(trimEvery):
 		}
-		policies := map[string]managedledger.Retention{}
+		policies := policies{}
 		for _, o := range b.owned() {
-			b.sweepBundle(ctx, o, policies)
+			b.trimBundle(ctx, o, policies)
 		}
 	}
 }
 
-func (b *Broker) sweepBundle(ctx context.Context, o *ownedBundle, policies map[string]managedledger.Retention) {
-	r, ok := policies[o.bundle.Namespace]
-	if !ok {
-		ns, err := b.catalog.Namespace(ctx, o.bundle.Namespace)
-		if err != nil {
-			return // nothing is deleted while the policy cannot be read
-		}
-		r = retentionOf(ns.Policy)
-		policies[o.bundle.Namespace] = r
+func (b *Broker) trimBundle(ctx context.Context, o *ownedBundle, policies policies) {
+	r, err := policies.of(ctx, b, o.bundle.Namespace)
+	if err != nil {
+		return // nothing is deleted while the policy cannot be read
 	}
 	o.mu.Lock()
 	broken := o.deletions.failed
@@ -54,6 +49,21 @@ func (b *Broker) sweepBundle(ctx context.Context, o *ownedBundle, policies map[s
 			o.log.Debug("topic trimmed", "topic", t.Name().String(), "ledgers", n)
 		}
 	}
+}
+
+// policies are what namespaces keep, each read once.
+type policies map[string]managedledger.Retention
+
+func (p policies) of(ctx context.Context, b *Broker, namespace string) (managedledger.Retention, error) {
+	if r, ok := p[namespace]; ok {
+		return r, nil
+	}
+	ns, err := b.catalog.Namespace(ctx, namespace)
+	if err != nil {
+		return managedledger.Retention{}, err
+	}
+	p[namespace] = retentionOf(ns.Policy)
+	return p[namespace], nil
 }
 
 // retentionOf is a namespace's policy in the words of a managed ledger.

@@ -234,7 +234,7 @@ func TestShelfKeepsTopicsThroughTakeOvers(t *testing.T) {
 			if round > 0 {
 				replayed := newBook(t, 0)
 				for _, topic := range shelf.Topics() {
-					p, _ := shelf.Peek(topic)
+					p, _, _ := shelf.Peek(topic)
 					unpark(replayed, topic, p)
 				}
 				if !maps.EqualFunc(replayed.topics, model.topics, slices.Equal) {

@@ -33,6 +33,8 @@ type Shelf struct {
 type shelved struct {
 	parked Parked
 	live   Live // nil: not open
+	// ahead: parked may say more than the log has durably; not what was replayed.
+	ahead bool
 }
 
 // NewShelf returns an empty shelf. ends tells which records end their topic.
@@ -44,7 +46,8 @@ func NewShelf(ends func(Record) bool) *Shelf {
 func (s *Shelf) Restore(t Topic, p Parked) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.topics[t] = &shelved{parked: p}
+	before := s.topics[t]
+	s.topics[t] = &shelved{parked: p, ahead: before != nil && before.ahead}
 	return nil
 }
 
@@ -88,6 +91,9 @@ func (s *Shelf) AppendTo(l *Log, records []Record, done func(error)) error {
 		if err := s.applyLocked(r); err != nil {
 			return err
 		}
+		if e := s.topics[Topic{ID: r.Topic, Hash: r.Hash}]; e != nil {
+			e.ahead = true
+		}
 	}
 	return nil
 }
@@ -118,19 +124,20 @@ func (s *Shelf) Close(t Topic, base []byte) {
 		delete(s.topics, t)
 		return
 	}
-	s.topics[t] = &shelved{parked: Parked{Base: base}}
+	s.topics[t] = &shelved{parked: Parked{Base: base}, ahead: true}
 }
 
-// Peek returns the bytes of a topic that is not open; false: open, or nothing is
-// held. Nobody may alter them.
-func (s *Shelf) Peek(t Topic) (Parked, bool) {
+// Peek returns the bytes of a topic that is not open; ok false: open, or nothing
+// is held. Nobody may alter them. durable: a later owner will find at least this
+// in the log. That is not known of a topic that was open here.
+func (s *Shelf) Peek(t Topic) (p Parked, durable, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.topics[t]
 	if e == nil || e.live != nil {
-		return Parked{}, false
+		return Parked{}, false, false
 	}
-	return Parked{Base: e.parked.Base, Records: slices.Clone(e.parked.Records)}, true
+	return Parked{Base: e.parked.Base, Records: slices.Clone(e.parked.Records)}, !e.ahead, true
 }
 
 // Topics implements State.

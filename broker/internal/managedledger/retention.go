@@ -14,8 +14,8 @@ type Retention struct {
 	Age   time.Duration
 }
 
-// keepsForever reports whether nothing is ever let go.
-func (r Retention) keepsForever() bool { return r.Bytes < 0 && r.Age < 0 }
+// KeepsForever reports whether nothing is ever let go.
+func (r Retention) KeepsForever() bool { return r.Bytes < 0 && r.Age < 0 }
 
 // lets reports whether retention lets go of l, given the bytes that would stay.
 func (r Retention) lets(l *link, rest int64, nowMs int64) bool {
@@ -52,7 +52,7 @@ func (ls links) trimmable(keepFrom position.Position, r Retention, nowMs int64) 
 // closed for its age: only if something in it is no longer needed, so that
 // closing it can free data.
 func (ls links) worthRetiring(keepFrom position.Position, r Retention, maxAge time.Duration, nowMs int64) bool {
-	if len(ls) == 0 || r.keepsForever() || maxAge <= 0 {
+	if len(ls) == 0 || r.KeepsForever() || maxAge <= 0 {
 		return false
 	}
 	l := &ls[len(ls)-1]

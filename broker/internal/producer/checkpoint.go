@@ -54,20 +54,34 @@ func (r *Registry) AppendCheckpoint(dst []byte, p position.Position) []byte {
 	return dst
 }
 
+// CheckpointAt returns the position a checkpoint stands at, from its first bytes.
+func CheckpointAt(b []byte) (position.Position, error) {
+	at, _, err := cutHead(b)
+	return at, err
+}
+
+// cutHead reads the position of a checkpoint and returns what follows it.
+func cutHead(b []byte) (at position.Position, rest []byte, err error) {
+	if len(b) < 2 {
+		return at, nil, fmt.Errorf("%d bytes: %w", len(b), ErrCorrupt)
+	}
+	if b[0] != checkpointVersion {
+		return at, nil, fmt.Errorf("version %d, this build reads %d: %w", b[0], checkpointVersion, ErrCorrupt)
+	}
+	if at, rest, err = position.Cut(b[2:]); err != nil {
+		return at, nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	return at, rest, nil
+}
+
 // Restore fills an empty Registry from a checkpoint and returns the position it
 // stands at.
 func (r *Registry) Restore(b []byte) (position.Position, error) {
-	if len(b) < 2 {
-		return position.Position{}, fmt.Errorf("%d bytes: %w", len(b), ErrCorrupt)
-	}
-	if b[0] != checkpointVersion {
-		return position.Position{}, fmt.Errorf("version %d, this build reads %d: %w", b[0], checkpointVersion, ErrCorrupt)
+	at, rest, err := cutHead(b)
+	if err != nil {
+		return at, err
 	}
 	r.forgetful = b[1]&flagForgetful != 0
-	at, rest, err := position.Cut(b[2:])
-	if err != nil {
-		return at, fmt.Errorf("%w: %w", ErrCorrupt, err)
-	}
 	d := decoder{b: rest}
 	for n := d.count(4); n > 0 && d.err == nil; n-- {
 		name := string(d.bytes(d.uvarint()))

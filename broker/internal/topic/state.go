@@ -57,6 +57,18 @@ func parseState(b []byte) ([]subscription.Record, error) {
 	return out, nil
 }
 
+// recordsOf are the records that a parked topic's state adds up from.
+func recordsOf(parked bundlelog.Parked) ([]subscription.Record, error) {
+	records, err := parseState(parked.Base)
+	if err != nil {
+		return nil, err
+	}
+	for _, rec := range parked.Records {
+		records = append(records, subscription.Record{Kind: subscription.Kind(rec.Kind), Data: rec.Data})
+	}
+	return records, nil
+}
+
 // restored is what the journal knows of a topic.
 type restored struct {
 	producers     *producer.Registry
@@ -67,12 +79,9 @@ type restored struct {
 // restore adds up a parked topic's snapshot and records.
 func restore(parked bundlelog.Parked, maxProducers int) (restored, error) {
 	r := restored{producers: producer.New(maxProducers)}
-	records, err := parseState(parked.Base)
+	records, err := recordsOf(parked)
 	if err != nil {
 		return r, err
-	}
-	for _, rec := range parked.Records {
-		records = append(records, subscription.Record{Kind: subscription.Kind(rec.Kind), Data: rec.Data})
 	}
 	for _, rec := range records {
 		switch rec.Kind {

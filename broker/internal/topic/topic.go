@@ -323,37 +323,5 @@ func (t *Topic) relistLocked() {
 	t.listeners.Store(&list)
 }
 
-// Trim removes ledgers that every subscription is done with and that r lets go,
-// and returns how many. Where r keeps nothing beyond the subscriptions and there
-// is none yet, nobody is done with anything: all of it stays for the first one.
-func (t *Topic) Trim(ctx context.Context, r managedledger.Retention) (int, error) {
-	t.mu.Lock()
-	nobody := len(t.subscriptions) == 0
-	t.mu.Unlock()
-	if nobody && (r.Bytes == 0 || r.Age == 0) {
-		return 0, nil
-	}
-	return t.ledger.Trim(ctx, t.keepFrom(), r)
-}
-
-// keepFrom is the oldest position that somebody needs: the slowest durable
-// subscription's, or the checkpoint's; both as the journal has them. Where the
-// checkpoint is what keeps entries, a newer one is begun.
-func (t *Topic) keepFrom() position.Position {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	keep := t.storedAt.Next()
-	for _, s := range t.subscriptions {
-		keep = position.Min(keep, s.KeepFrom())
-	}
-	if needed := t.checkpointAt.Next(); needed.Before(keep) {
-		if t.closing == nil {
-			t.checkpointLocked(true)
-		}
-		return needed
-	}
-	return keep
-}
-
 // errStateCorrupt reports journal state that does not belong to this topic.
 var errStateCorrupt = errors.New("topic: corrupt state in the bundle log")
