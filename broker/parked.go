@@ -13,8 +13,8 @@ import (
 )
 
 // Topics that are not open are trimmed too, without being opened (M19). One
-// goroutine for the whole broker goes round all of them, at a rate that 100,000
-// topics do not raise: it takes them longer, 52 minutes, to be gone round.
+// goroutine for the whole broker goes round all of them, at a rate that does not
+// rise with their number: 100,000 take 52 minutes.
 const (
 	// sweepTick is how often the round goes on, with sweepCost topics or reads of the
 	// metadata store.

@@ -22,6 +22,14 @@ type disk struct {
 	records []subscription.Record
 }
 
+// parked is the journal as a shelf would have it.
+func (d *disk) parked() (p bundlelog.Parked) {
+	for _, r := range d.records {
+		p.Records = append(p.Records, bundlelog.Record{Topic: 7, Kind: uint8(r.Kind), Data: r.Data})
+	}
+	return p
+}
+
 // fakeLedger is a chain of one ledger in memory. Appends wait until settle.
 type fakeLedger struct {
 	mu      sync.Mutex
@@ -202,15 +210,11 @@ func (b *bench) open() {
 	b.journal = &fakeJournal{disk: b.disk}
 	b.ended = make(chan error, 1)
 	ended := b.ended
-	var records []bundlelog.Record
-	for _, r := range b.disk.records {
-		records = append(records, bundlelog.Record{Topic: 7, Kind: uint8(r.Kind), Data: r.Data})
-	}
 	topic, err := Open(b.t.Context(), Options{
 		Name: topicname.MustParse("orders"), ID: 7, Ledger: b.ledger, Journal: b.journal,
 		MaxMessageBytes: 1 << 20, RoutingVersion: func() uint64 { return 3 }, OnEnd: func(err error) { ended <- err },
 		Now: func() time.Time { return b.now },
-	}, bundlelog.Parked{Records: records})
+	}, b.disk.parked())
 	if err != nil {
 		b.t.Fatal(err)
 	}
