@@ -16,8 +16,9 @@ import (
 // goroutine for the whole broker goes round all of them, at a rate that does not
 // rise with their number: 100,000 take 52 minutes.
 const (
-	// sweepTick is how often the round goes on, with sweepCost topics or reads of the
-	// metadata store.
+	// sweepTick is how often the round goes on, until that has cost sweepCost: one for
+	// each topic looked at, each ledger trimmed, and each other read of the metadata
+	// store.
 	sweepTick = time.Second
 	sweepCost = 32
 	// sweepRound is how soon the next round may begin after the last one began.
@@ -75,13 +76,11 @@ func (r *round) goOn(ctx context.Context) {
 			r.topics = nil
 			continue
 		}
-		looked, more := r.bundle.sweepTopic(r.topics[0], policy)
+		cost, more := r.bundle.sweepTopic(r.topics[0], policy)
 		if !more {
 			r.topics = r.topics[1:]
 		}
-		if looked {
-			left--
-		}
+		left -= cost
 	}
 }
 
@@ -99,25 +98,25 @@ func (r *round) list() int {
 	return 1
 }
 
-// sweepTopic takes one step in trimming a topic, if it is not open. looked: its
-// state, or more, was read; more: there is more to trim, call again.
+// sweepTopic takes one step in trimming a topic, if it is not open, and returns
+// what that cost; more: there is more to trim, call again.
 //
 // Only what the log has for sure counts: by what was said of a topic that was open
 // here and ended, a later owner might miss what is trimmed now. Such a topic is
 // opened again, and so is one whose last ledger is not closed.
-func (o *ownedBundle) sweepTopic(t catalog.Topic, r managedledger.Retention) (looked, more bool) {
+func (o *ownedBundle) sweepTopic(t catalog.Topic, r managedledger.Retention) (cost int, more bool) {
 	release, ok := o.claim(t.Name)
 	if !ok {
-		return false, false
+		return 0, false
 	}
 	defer release()
 	parked, durable, ok := o.shelf.Peek(bundlelog.Topic{ID: t.ID, Hash: t.Name.Hash()})
 	if !ok || t.Deleting {
-		return false, false
+		return 0, false
 	}
 	if !durable {
 		o.openLater(t.Name)
-		return true, false
+		return 1, false
 	}
 	needs, some, err := topic.NeedsOf(parked, r)
 	var swept managedledger.Swept
@@ -133,7 +132,7 @@ func (o *ownedBundle) sweepTopic(t catalog.Topic, r managedledger.Retention) (lo
 	if swept.Unclosed {
 		o.openLater(t.Name)
 	}
-	return true, swept.More
+	return 1 + swept.Ledgers, swept.More
 }
 
 // claim keeps a topic that is not open from being opened, and its ledgers from
