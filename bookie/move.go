@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"time"
 
@@ -18,39 +17,48 @@ import (
 // of it makes long extents (M30).
 const moveBytes = 1 << 30
 
-// disposable chooses the segments of the log to give back now, oldest first.
-//
-// With the log over its budget these are the oldest, enough to come a good step
-// below it. With the disk filling up, those in which nothing lives, for they cost
-// no copy; if there are none, those of which a small part lives (M28). In either
-// case the copy of what lives leaves control its part of the reserve: whoever took
-// that could not give anything back any more.
+// disposable chooses the segments of the log to give back now.
 func (n *Node) disposable() []hotlog.SegmentInfo {
 	sealed := slices.DeleteFunc(n.hot.Segments(), func(s hotlog.SegmentInfo) bool { return !s.Sealed })
-	hot := n.hot.Usage()
-	disk := n.disk.state()
-	reserve := n.identity.ReserveBytes
-	room := max(int64(min(disk.freeBytes, math.MaxInt64))-reserve/2, 0) / 2
-	if overBudget(hot) > 1 && disk.level == levelOpen {
+	return dispensable(sealed, n.hot.Usage(), n.disk.state(), n.identity.ReserveBytes)
+}
+
+// dispensable chooses among sealed segments, given oldest first.
+//
+// With the log over its budget these are the oldest, enough to come a good step
+// below it, as far as the copy of what lives in them leaves control half of the
+// reserve: whoever took that could not give anything back any more. With the disk
+// filling up, or no room for that copy, those in which nothing lives, for they cost
+// no copy; if there are none, those of which a small part lives, as many as there is
+// room for (M28).
+func dispensable(sealed []hotlog.SegmentInfo, hot hotlog.Usage, disk diskState, reserve int64) []hotlog.SegmentInfo {
+	free := int64(min(disk.freeBytes, 1<<62))
+	over := overBudget(hot) > 1
+	if over && disk.level == levelOpen {
 		excess := hot.DiskBytes - hot.SpareBytes - hot.MaxDiskBytes
-		return copied(oldest(sealed, max(excess, 0)+min(moveBytes, hot.MaxDiskBytes/4)), room)
+		first := copied(oldest(sealed, max(excess, 0)+min(moveBytes, hot.MaxDiskBytes/4)), free-reserve/2)
+		if len(first) > 0 {
+			return first
+		}
 	}
-	if disk.level == levelOpen && int64(disk.freeBytes) >= 2*reserve {
+	if !over && disk.level == levelOpen && free >= 2*reserve {
 		return nil
 	}
 	var dead, nearly []hotlog.SegmentInfo
+	room := min(free, reserve) / 2
 	for _, s := range sealed {
 		switch {
 		case s.LiveEntries == 0:
 			dead = append(dead, s)
-		case s.LiveBytes < s.Bytes/2:
+		case s.LiveBytes < s.Bytes/2 && s.LiveBytes <= room:
 			nearly = append(nearly, s)
+			room -= s.LiveBytes
 		}
 	}
 	if len(dead) > 0 {
 		return dead
 	}
-	return copied(nearly, room)
+	return nearly
 }
 
 // copied returns the first segments of which no more than room bytes live

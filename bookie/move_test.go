@@ -3,6 +3,7 @@ package bookie
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/magnetar-io/magnetar/bookie/internal/hotlog"
 	"github.com/magnetar-io/magnetar/bookie/ledger"
 	"github.com/magnetar-io/magnetar/internal/vfs"
 )
@@ -255,6 +257,90 @@ func TestRuleM28_TombstonesFreeWithoutACopy(t *testing.T) {
 			t.Errorf("the log takes %d bytes, more than its budget", used)
 		}
 	})
+}
+
+// TestRuleM28_MovesLeaveTheReserve shows that on a small disk survivors are not copied
+// into what is kept for control: it is taken once data is refused, and at every step of
+// what the upkeep then does.
+func TestRuleM28_MovesLeaveTheReserve(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n *Node
+		var controls atomic.Int64
+		control := func() {
+			a := entryOf(2, ledger.EntryID(controls.Add(1)-1), 60<<10)
+			a.Create, a.Envelope.Class = true, ledger.Control
+			if err := add(t, n, a); err != nil {
+				t.Errorf("control, with %+v: %v", n.disk.state(), err)
+			}
+		}
+		var full atomic.Bool
+		o := testOptions(vfs.NewFaults(vfs.NewMem(), func(op vfs.Op) error {
+			if op.Kind == vfs.OpCreate && strings.Contains(op.Name, "/cold/") && full.Load() {
+				n.measure()
+				control()
+			}
+			return nil
+		}))
+		o.HotBytes, o.DiskBytes, o.ReserveBytes = 8<<20, 16<<20, 4<<20
+		n = openNode(t, o)
+		for e := ledger.EntryID(0); !n.Describe().ReadOnly; {
+			a := entryOf(1, e, 60<<10)
+			a.Create = true
+			switch err := add(t, n, a); {
+			case err == nil:
+				e++
+			case errors.Is(err, ledger.ErrTooBusy), errors.Is(err, ledger.ErrReadOnly):
+				settle()
+			default:
+				t.Fatal(err)
+			}
+			if e == 1000 {
+				t.Fatal("the disk never fills up")
+			}
+		}
+		full.Store(true)
+		for range 25 {
+			control()
+			settle()
+		}
+	})
+}
+
+// TestSegmentsToGiveBack shows which segments are chosen as log and disk fill: one
+// that there is no room to copy keeps back none that fits, and a log over its budget
+// always finds something while there is anything that may go.
+func TestSegmentsToGiveBack(t *testing.T) {
+	const mib = 1 << 20
+	for _, c := range []struct {
+		name  string
+		live  []int64 // bytes of segments of 1 MiB
+		log   int64   // bytes of a log of 8 MiB
+		level diskLevel
+		free  int64 // of a disk with a reserve of 4 MiB
+		want  []uint32
+	}{
+		{"all is well", []int64{0, mib}, 7 * mib, levelOpen, 8 * mib, nil},
+		{"the oldest, down to a quarter below the budget", []int64{mib, mib, 0, mib}, 9 * mib, levelOpen, 100 * mib, []uint32{0, 1, 2}},
+		{"as many as leave control its half", []int64{mib, mib, mib}, 9 * mib, levelOpen, 4 * mib, []uint32{0, 1}},
+		{"the oldest does not fit: the dead", []int64{mib, 0, mib, 0}, 9 * mib, levelOpen, 2 * mib, []uint32{1, 3}},
+		{"a disk filling up: the dead alone", []int64{mib / 4, 0, mib, 0}, 7 * mib, levelOpen, 7 * mib, []uint32{1, 3}},
+		{"none is dead: those with little", []int64{mib, mib / 4, mib / 2, mib / 8}, 7 * mib, levelNoData, 3 * mib, []uint32{1, 3}},
+		{"each that fits", []int64{mib * 3 / 8, mib * 3 / 8, mib / 16}, 7 * mib, levelNoData, mib, []uint32{0, 2}},
+		{"over its budget and read-only: the same", []int64{mib * 3 / 8, mib, mib / 16}, 9 * mib, levelNoData, mib, []uint32{0, 2}},
+	} {
+		var sealed []hotlog.SegmentInfo
+		for i, live := range c.live {
+			sealed = append(sealed, hotlog.SegmentInfo{ID: uint32(i), Sealed: true, Bytes: mib, LiveBytes: live, LiveEntries: live / 1024})
+		}
+		hot := hotlog.Usage{DiskBytes: c.log, MaxDiskBytes: 8 * mib, MaxIndexBytes: 1}
+		var got []uint32
+		for _, s := range dispensable(sealed, hot, diskState{level: c.level, freeBytes: uint64(c.free), totalBytes: 100 * mib}, 4*mib) {
+			got = append(got, s.ID)
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s: segments %v, want %v", c.name, got, c.want)
+		}
+	}
 }
 
 // TestRuleM30_BackPressureWhenTheLogFills shows that windows shrink while the log is
