@@ -35,13 +35,12 @@ func (w *Writer) tryChange(needed bool) {
 	w.settleLocked(now)
 	w.runUnlock(true)
 	if !ok {
-		if needed && !w.helpless { // once, not with every try
-			w.helpless = true
-			w.c.log.Warn("an ensemble change is needed, but no bookie can help", "ledger", w.id, "error", p.missing(old.Quorum))
+		if needed {
+			w.complain(p.missing(old.Quorum))
 		}
 		return
 	}
-	w.helpless = false
+	w.complaint = ""
 	began := time.Now()
 	err := ledger.CheckTransition(&old, &next)
 	if err == nil {
@@ -52,6 +51,15 @@ func (w *Writer) tryChange(needed bool) {
 	w.changeDecided(next, rev, err)
 	w.c.log.Info("ensemble change", "ledger", w.id, "first", next.Last().First, "from", old.Last().Ensemble,
 		"to", next.Last().Ensemble, "took", time.Since(began), "error", err)
+}
+
+// complain says why nobody can help: not with every try, but again when the reason
+// changes.
+func (w *Writer) complain(missing error) {
+	if text := missing.Error(); text != w.complaint {
+		w.complaint = text
+		w.c.log.Warn("an ensemble change is needed, but no bookie can help", "ledger", w.id, "error", missing)
+	}
 }
 
 // storeAnswers reports whether the metadata store can be read now. If not, the

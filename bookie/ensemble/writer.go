@@ -36,7 +36,6 @@ type Writer struct {
 	sending    bool // a goroutine is sending
 	answering  bool // a goroutine is answering the application
 	recording  bool // the record is being written, or is about to be
-	helpless   bool // no bookie could help at the last change that was needed; owned by change
 	repairing  bool // the short list is being worked on
 	told       bool // failed is closed
 	left       bool // nothing runs for it any more
@@ -48,6 +47,7 @@ type Writer struct {
 	repairWait time.Duration
 	final      *ledger.Metadata // set once this writer closed the ledger
 	tail       []Unacked        // what Seal is to return
+	complaint  string           // why no bookie could help, as last logged; owned by change
 	waiters    int              // who waits for news
 	news       chan struct{}    // closed and made anew when there are some
 }
