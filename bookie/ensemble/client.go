@@ -38,7 +38,8 @@ type Client struct {
 	wg     sync.WaitGroup
 
 	mu      sync.Mutex // guards what follows
-	closed  bool
+	closing bool       // no new writers
+	closed  bool       // no new background work
 	writers map[*Writer]struct{}
 	refs    map[ledger.Member]*bookieRef
 }
@@ -64,10 +65,11 @@ func New(opts Options) (*Client, error) {
 }
 
 // Close stops the client's background work and waits for it. Writers still open
-// are abandoned.
+// are abandoned first, for what they have to say to the application is background
+// work too: never said from within a call of the application's.
 func (c *Client) Close() {
 	c.mu.Lock()
-	c.closed = true
+	c.closing = true
 	writers := make([]*Writer, 0, len(c.writers))
 	for w := range c.writers {
 		writers = append(writers, w)
@@ -76,6 +78,9 @@ func (c *Client) Close() {
 	for _, w := range writers {
 		w.Abandon()
 	}
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
 	c.cancel()
 	c.wg.Wait()
 }

@@ -160,6 +160,58 @@ func (b *eagerBookie) Add(a ledger.Add, done func(error)) {
 	done(<-answer)
 }
 
+// TestCloseAnswersFromElsewhere shows that the end of a client answers nothing from
+// within its own call, nor an append that comes meanwhile: callbacks that do not return
+// hold up neither.
+func TestCloseAnswersFromElsewhere(t *testing.T) {
+	play(t, 3, func(t *testing.T, s *stage) {
+		for i := range 3 {
+			s.cluster.At(i).Freeze()
+		}
+		gate := make(chan struct{})
+		var called atomic.Int64
+		done := func(_ ledger.EntryID, err error) {
+			if !errors.Is(err, ledger.ErrStopping) {
+				t.Errorf("answered with %v", err)
+			}
+			called.Add(1)
+			<-gate
+		}
+		writers := make([]*ensemble.Writer, 10)
+		b := body(0)
+		for i := range writers {
+			writers[i] = s.create(threeTwo)
+			if _, err := writers[i].Append(b, sum(b), done); err != nil {
+				t.Fatal(err)
+			}
+		}
+		closed := make(chan struct{})
+		go func() {
+			s.client.Close()
+			close(closed)
+		}()
+		synctest.Wait()
+		if n := called.Load(); n != int64(len(writers)) {
+			t.Errorf("%d of %d writers were abandoned while callbacks run", n, len(writers))
+		}
+		for _, w := range writers {
+			if _, err := w.Append(b, sum(b), done); !errors.Is(err, ledger.ErrStopping) {
+				t.Errorf("append to a closing client: %v", err)
+			}
+		}
+		if _, err := s.client.Create(s.ctx(time.Minute), ensemble.CreateRequest{Quorum: threeTwo}); !errors.Is(err, ledger.ErrStopping) {
+			t.Errorf("create on a closing client: %v", err)
+		}
+		select {
+		case <-closed:
+			t.Error("the client is closed while callbacks run")
+		default:
+		}
+		close(gate)
+		<-closed
+	})
+}
+
 // Abandon answers everything in flight with ErrStopping, closing the client
 // abandons its writers, and what comes afterwards is refused.
 func TestAbandon(t *testing.T) {

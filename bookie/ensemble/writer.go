@@ -73,7 +73,7 @@ func (c *Client) newWriter(md ledger.Metadata, rev meta.Revision) (*Writer, erro
 	w.core = newWriterCore(c.now(), md, timing{addTimeout: c.opts.AddTimeout, refillAfter: c.opts.RefillAfter}, over)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.closed {
+	if c.closing {
 		w.cancel()
 		return nil, fmt.Errorf("ledger %d: client closed: %w", md.ID, ledger.ErrStopping)
 	}
@@ -235,17 +235,20 @@ func (w *Writer) runUnlock(mayAnswer bool) {
 		}
 		w.sending = false
 	}
-	if len(w.core.acks) == 0 || w.answering {
-		w.mu.Unlock()
-		return
+	answer := len(w.core.acks) > 0 && !w.answering
+	if answer {
+		w.answering = true
+		if !mayAnswer && !w.c.background(w.answerAll) {
+			panic("ensemble: a client closed before its writers were abandoned")
+		}
 	}
-	w.answering = true
-	if !mayAnswer && w.c.background(w.answerAll) {
-		w.mu.Unlock()
-		return
+	if w.left {
+		w.c.forget(w) // not before the answers are handed over, for Close waits only for those of writers it knows
 	}
 	w.mu.Unlock()
-	w.answerAll()
+	if answer && mayAnswer {
+		w.answerAll()
+	}
 }
 
 // sendBatchLocked sends what has gathered, giving mu up meanwhile.
@@ -368,5 +371,4 @@ func (w *Writer) leaveLocked() {
 		w.timer.Stop()
 	}
 	w.timerAt = 0
-	w.c.forget(w)
 }
