@@ -48,7 +48,7 @@ func TestCrashAtEveryKindOfPoint(t *testing.T) {
 	}
 	var tried tally
 	t.Run("points", func(t *testing.T) {
-		// One of 16 each, for a bubble mostly waits for its goroutines to be scheduled.
+		// Each worker takes every 16th point; as many work at once as -parallel lets.
 		const workers = 16
 		for w := range int64(workers) {
 			t.Run(fmt.Sprint(w), func(t *testing.T) {
@@ -248,12 +248,12 @@ func newSaid() *said {
 	}
 }
 
-// The ledgers of a life. Each run of the node adds 24 entries to those that are
-// not deleted; with bodies of 50 KB that is more than its log may hold.
+// The ledgers of a life, the last one of control. Each run of the node adds 24 entries
+// to those that take them; in the first run that is more than its log may hold.
 const (
 	lifeLedgers = 5
-	bodyBytes   = 6 << 10
-	idleLedger  = 100 // fenced, never written
+	bodyBytes   = 6 << 10 // of entries of data
+	idleLedger  = 100     // fenced, never written
 )
 
 // work is what the node is asked in one run.

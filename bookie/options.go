@@ -59,11 +59,11 @@ func (o Options) withDefaults() Options {
 	if o.HotBytes == 0 {
 		o.HotBytes = 8 << 30
 		if o.DiskBytes > 0 {
-			o.HotBytes = max(min(o.HotBytes, o.DiskBytes/4), 4*defaultSegmentBytes)
+			o.HotBytes = max(min(o.HotBytes, o.DiskBytes/4), 4*leastSegmentBytes)
 		}
 	}
 	if o.SegmentBytes == 0 {
-		o.SegmentBytes = max(min(256<<20, o.HotBytes/16), defaultSegmentBytes) >> 20 << 20
+		o.SegmentBytes = max(min(256<<20, o.HotBytes/16), leastSegmentBytes) >> 20 << 20
 	}
 	if o.Log == nil {
 		o.Log = hclog.NewNullLogger()
@@ -85,9 +85,9 @@ func (o Options) withDefaults() Options {
 }
 
 const (
-	minSegmentBytes     = 128 << 10
-	defaultSegmentBytes = 8 << 20 // at least
-	minMemoryBytes      = 16 << 20
+	minSegmentBytes   = 128 << 10
+	leastSegmentBytes = 8 << 20 // of the default
+	minMemoryBytes    = 16 << 20
 )
 
 // name is what a bookie and a cluster may be called: it becomes part of keys,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/magnetar-io/magnetar/bookie/ledger"
 	"github.com/magnetar-io/magnetar/broker/internal/chain"
@@ -22,7 +23,7 @@ import (
 func (m *ManagedLedger) Trim(ctx context.Context, keepFrom position.Position, r Retention) (int, error) {
 	age := m.opts.Roll.MaxAge
 	if m.opts.Ledgers.OutOfRoom(ledger.Data, m.opts.Quorum) {
-		age = 1 // nothing can be published, so the ledger is needed for nothing else (M28)
+		age = time.Nanosecond // nothing can be published, so the ledger is needed for nothing else (M28)
 	}
 	m.mu.RLock()
 	retire := m.links.worthRetiring(keepFrom, r, age, m.opts.Now().UnixMilli())
