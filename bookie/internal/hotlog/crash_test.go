@@ -77,9 +77,9 @@ func (m *model) recycle(l *Log) bool {
 		if !s.Sealed {
 			continue
 		}
-		err := l.Survivors(s.ID, func(r Record, _ Place) error {
-			m.moved[key{r.Ledger, r.Entry}] = true
-			return nil
+		err := survivors(l, s.ID, func(at located, _ ledger.Entry, err error) error {
+			m.moved[key{at.id, at.entry}] = true
+			return err
 		})
 		if err != nil {
 			return false

@@ -340,8 +340,8 @@ func TestNewerVersion(t *testing.T) {
 	}
 }
 
-// Damage on disk in a running log is found by reading, and told apart from absence; moving
-// the survivors names the entry.
+// Damage on disk in a running log is found by reading, and told apart from absence, entry by
+// entry.
 func TestRotWhileRunning(t *testing.T) {
 	mem := vfs.NewMem()
 	opts := small(mem)
@@ -357,16 +357,15 @@ func TestRotWhileRunning(t *testing.T) {
 		t.Errorf("run up to the rotten entry: %d, %v", len(run), err)
 	}
 	good, bad := 0, 0
-	err := l.Survivors(s.ID, func(r Record, p Place) error {
-		switch r.Kind {
-		case KindEntry:
-			versionOf(t, r.Ledger, r.Entry, r.Body)
+	err := survivors(l, s.ID, func(at located, e ledger.Entry, err error) error {
+		switch {
+		case err == nil:
+			versionOf(t, at.id, at.entry, e.Body)
 			good++
-		case KindDamaged:
-			if r.Ledger != 1 || r.Entry != 2 {
-				t.Errorf("damaged: %+v", r)
-			}
+		case errors.Is(err, ledger.ErrCorrupt) && at.id == 1 && at.entry == 2:
 			bad++
+		default:
+			t.Errorf("entry %d of ledger %d: %v", at.entry, at.id, err)
 		}
 		return nil
 	})

@@ -208,3 +208,23 @@ func logName(segment uint32) string { return filepath.Join(testDir, fmt.Sprintf(
 func sidecarName(segment uint32) string {
 	return filepath.Join(testDir, fmt.Sprintf("%010d.idx", segment))
 }
+
+// survivors yields the entries that Lookup finds in a sealed segment, or why one cannot
+// be read, in order of (ledger, entry).
+func survivors(l *Log, segment uint32, yield func(located, ledger.Entry, error) error) error {
+	ids, err := l.SegmentLedgers(segment)
+	for _, id := range ids {
+		var list []located
+		l.segments.mu.RLock()
+		for r := range l.segments.index.in(segment, id) {
+			for i, s := range r.slots {
+				list = append(list, located{id, r.first + ledger.EntryID(i), Place{segment, s.offset, s.length}})
+			}
+		}
+		l.segments.mu.RUnlock()
+		if err := l.readAll(list, 0, yield); err != nil {
+			return err
+		}
+	}
+	return err
+}

@@ -241,7 +241,7 @@ func TestRefusals(t *testing.T) {
 	outOfRange := entry(1, 0, 0, 100)
 	outOfRange.Envelope.LAC = 7
 	largest := int(largestPayload(minSegmentBytes)) - ledger.EnvelopeBytes
-	got := appendAll(l, bad, outOfRange, Record{Kind: KindEnd}, Record{Kind: kindCommit}, Record{Kind: KindDamaged},
+	got := appendAll(l, bad, outOfRange, Record{Kind: KindEnd}, Record{Kind: kindCommit}, Record{Kind: 255},
 		Record{Kind: KindFence, Ledger: -1}, entry(1, 0, 0, largest+1), entry(1, 0, 0, largest), entry(1, 1, 0, largest), entry(1, 2, 0, 10))
 	for i, r := range got {
 		if (r.err == nil) != (i >= 7) {

@@ -1,7 +1,6 @@
 package hotlog
 
 import (
-	"errors"
 	"fmt"
 	"iter"
 	"slices"
@@ -106,33 +105,6 @@ func (l *Log) Damages() []Damage {
 	return list
 }
 
-// Survivors yields the entries that Lookup finds in a sealed segment, with Body, in order
-// of (ledger, entry). One that can no longer be read comes as KindDamaged with Ledger
-// and Entry: where it is moved to, its absence stays unknown. It ends with the
-// error of yield, or with ErrUnknown when the disk does not answer.
-// ErrNotSealed, ErrRecycled.
-func (l *Log) Survivors(segment uint32, yield func(Record, Place) error) error {
-	ids, err := l.SegmentLedgers(segment)
-	if err != nil {
-		return err
-	}
-	for _, id := range ids {
-		err := l.readAll(l.located(segment, id), 0, func(at located, e ledger.Entry, err error) error {
-			switch {
-			case errors.Is(err, ledger.ErrCorrupt):
-				return yield(Record{Kind: KindDamaged, Ledger: at.id, Entry: at.entry}, at.place)
-			case err != nil:
-				return err
-			}
-			return yield(Record{Kind: KindEntry, Ledger: at.id, Entry: at.entry, Envelope: e.Envelope, Body: e.Body}, at.place)
-		})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // SegmentLedgers lists the ledgers that have live entries in a sealed segment, in order.
 func (l *Log) SegmentLedgers(segment uint32) ([]ledger.ID, error) {
 	t := l.segments
@@ -167,45 +139,6 @@ func (x *index) in(segment uint32, id ledger.ID) iter.Seq[*run] {
 			}
 		}
 	}
-}
-
-func (l *Log) located(segment uint32, id ledger.ID) []located {
-	l.segments.mu.RLock()
-	defer l.segments.mu.RUnlock()
-	var list []located
-	for r := range l.segments.index.in(segment, id) {
-		for i, s := range r.slots {
-			list = append(list, located{id, r.first + ledger.EntryID(i), Place{segment, s.offset, s.length}})
-		}
-	}
-	return list
-}
-
-// Records yields all records of a sealed segment in the order of the log, as replay does:
-// what the caller must have elsewhere before it recycles the segment.
-func (l *Log) Records(segment uint32, yield func(Record, Place) error) error {
-	s, err := l.segments.acquire(segment)
-	if err != nil {
-		return err
-	}
-	defer s.readers.Done()
-	l.segments.mu.RLock()
-	sealed := s.sealed
-	l.segments.mu.RUnlock()
-	if !sealed {
-		return fmt.Errorf("segment %d: %w", segment, ErrNotSealed)
-	}
-	_, content, _, err := l.folder.readSidecar(segment)
-	if errors.Is(err, ledger.ErrCorrupt) {
-		var sc *scanner
-		if sc, err = scan(s.file, s.id, s.seed); err == nil {
-			content = sc.s
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("hotlog: records of segment %d: %w", segment, err)
-	}
-	return content.each(segment, yield)
 }
 
 // Recycle gives a sealed segment's file back for new segments. The caller has made

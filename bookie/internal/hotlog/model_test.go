@@ -100,12 +100,15 @@ func TestLogAgainstModel(t *testing.T) {
 				id := list[0].ID
 				var last key
 				n := int64(0)
-				err := o.log.Survivors(id, func(r Record, p Place) error {
-					k := key{r.Ledger, r.Entry}
+				err := survivors(o.log, id, func(at located, e ledger.Entry, err error) error {
+					if err != nil {
+						return err
+					}
+					k, p := key{at.id, at.entry}, at.place
 					if n > 0 && (k.id < last.id || k.id == last.id && k.e <= last.e) {
 						t.Fatalf("survivor %v after %v", k, last)
 					}
-					if o.places[k] != p || versionOf(t, k.id, k.e, r.Body) != o.versions[k] {
+					if o.places[k] != p || versionOf(t, k.id, k.e, e.Body) != o.versions[k] {
 						t.Fatalf("survivor %v at %v, want %v", k, p, o.places[k])
 					}
 					last, n = k, n+1
@@ -114,9 +117,8 @@ func TestLogAgainstModel(t *testing.T) {
 				if err != nil || n != list[0].LiveEntries {
 					t.Fatalf("%d survivors of %d, %v", n, list[0].LiveEntries, err)
 				}
-				records := 0
-				if err := o.log.Records(id, func(Record, Place) error { records++; return nil }); err != nil || records != o.records[id] {
-					t.Fatalf("%d records of %d, %v", records, o.records[id], err)
+				if list[0].Records != o.records[id] {
+					t.Fatalf("%d records of %d", list[0].Records, o.records[id])
 				}
 				if err := o.log.Recycle(id); err != nil {
 					t.Fatal(err)
@@ -160,11 +162,11 @@ func TestForget(t *testing.T) {
 		t.Errorf("index of %d bytes, %d before", after, before)
 	}
 	for _, s := range sealed(t, l) {
-		err := l.Survivors(s.ID, func(r Record, _ Place) error {
-			if r.Ledger != 2 {
-				t.Errorf("survivor of ledger %d", r.Ledger)
+		err := survivors(l, s.ID, func(at located, _ ledger.Entry, err error) error {
+			if at.id != 2 {
+				t.Errorf("survivor of ledger %d", at.id)
 			}
-			return nil
+			return err
 		})
 		if err != nil {
 			t.Error(err)

@@ -16,10 +16,6 @@ const (
 	KindLedger    Kind = 4 // checkpoint of a ledger record; Data is the caller's
 	KindEnd       Kind = 5 // nothing follows in this segment; written by the log alone
 	kindCommit    Kind = 6 // closes a group; never seen outside
-
-	// KindDamaged is never on disk: Survivors yields it for an entry that was stored
-	// and can no longer be read. Its absence must not be told to anyone.
-	KindDamaged Kind = 255
 )
 
 func (k Kind) String() string {
@@ -36,8 +32,6 @@ func (k Kind) String() string {
 		return "end"
 	case kindCommit:
 		return "commit"
-	case KindDamaged:
-		return "damaged"
 	}
 	return fmt.Sprintf("Kind(%d)", uint8(k))
 }
