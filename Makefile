@@ -96,8 +96,8 @@ budgets: build ## which budgets of one node are kept, beside the bare chain (10 
 	@$(GO) run ./e2e/cmd/budgets $(BUDGETS_FLAGS)
 
 .PHONY: e2e
-e2e: ## processes killed 21 times a shape, a broker stopped 10 times, bookies down, under load (3 to 5 minutes, no root)
-	MAGNETAR_KILLS=21 MAGNETAR_PAUSES=10 $(GO) test -count=1 -timeout 40m -v -run "^Test(Kill|Pause|Bookies)" ./e2e
+e2e: ## processes killed 21 times a shape, a broker stopped 10 times, bookies down, a disk filled, under load (4 to 6 minutes, no root)
+	MAGNETAR_KILLS=21 MAGNETAR_PAUSES=10 MAGNETAR_DISK=1 $(GO) test -count=1 -timeout 40m -v -run "^Test(Kill|Pause|Bookies|Disk)" ./e2e
 
 .PHONY: demo
 demo: build ## Go's sources through a cluster with kills, every file checked (80 seconds, no root); DEMO_FLAGS=-rate=N

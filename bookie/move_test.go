@@ -259,57 +259,11 @@ func TestRuleM28_TombstonesFreeWithoutACopy(t *testing.T) {
 	})
 }
 
-// TestRuleM28_MovesLeaveTheReserve shows that on a small disk survivors are not copied
-// into what is kept for control: it is taken once data is refused, and at every step of
-// what the upkeep then does.
+// TestRuleM28_MovesLeaveTheReserve shows which segments are chosen as log and disk
+// fill: copies of survivors leave control its part of the reserve, a segment that
+// there is no room to copy keeps back none that fits, and a log over its budget always
+// finds something while there is anything that may go.
 func TestRuleM28_MovesLeaveTheReserve(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var n *Node
-		var controls atomic.Int64
-		control := func() {
-			a := entryOf(2, ledger.EntryID(controls.Add(1)-1), 60<<10)
-			a.Create, a.Envelope.Class = true, ledger.Control
-			if err := add(t, n, a); err != nil {
-				t.Errorf("control, with %+v: %v", n.disk.state(), err)
-			}
-		}
-		var full atomic.Bool
-		o := testOptions(vfs.NewFaults(vfs.NewMem(), func(op vfs.Op) error {
-			if op.Kind == vfs.OpCreate && strings.Contains(op.Name, "/cold/") && full.Load() {
-				n.measure()
-				control()
-			}
-			return nil
-		}))
-		o.HotBytes, o.DiskBytes, o.ReserveBytes = 8<<20, 16<<20, 4<<20
-		n = openNode(t, o)
-		for e := ledger.EntryID(0); !n.Describe().ReadOnly; {
-			a := entryOf(1, e, 60<<10)
-			a.Create = true
-			switch err := add(t, n, a); {
-			case err == nil:
-				e++
-			case errors.Is(err, ledger.ErrTooBusy), errors.Is(err, ledger.ErrReadOnly):
-				settle()
-			default:
-				t.Fatal(err)
-			}
-			if e == 1000 {
-				t.Fatal("the disk never fills up")
-			}
-		}
-		full.Store(true)
-		for range 25 {
-			control()
-			settle()
-		}
-	})
-}
-
-// TestSegmentsToGiveBack shows which segments are chosen as log and disk fill: one
-// that there is no room to copy keeps back none that fits, and a log over its budget
-// always finds something while there is anything that may go.
-func TestSegmentsToGiveBack(t *testing.T) {
 	const mib = 1 << 20
 	for _, c := range []struct {
 		name  string

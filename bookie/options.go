@@ -31,7 +31,9 @@ type Options struct {
 	// SegmentBytes is the size of a hot segment, which bounds an entry: 256 MiB, at
 	// most a sixteenth of HotBytes, at least 8 MiB, for the largest message of 5 MiB.
 	SegmentBytes int64
-	// DiskBytes is how much disk the node may take: all of it.
+	// DiskBytes is how much disk the node may take: all of it. At least 128 MiB, or 16
+	// segments and twice HotBytes where these are given: the reserve has to hold
+	// several segments, for one gives nothing back before it is full.
 	DiskBytes int64
 	// ReserveBytes is kept back for control when data is refused (M28). Fixed when
 	// the directory is formatted: a twentieth of the disk, from 4 hot segments to a
@@ -119,8 +121,8 @@ func (o Options) Validate() error {
 	if o.HotBytes < 4*o.SegmentBytes {
 		fault("hot log of %d bytes: want at least 4 segments of %d", o.HotBytes, o.SegmentBytes)
 	}
-	if o.DiskBytes < 0 || o.DiskBytes > 0 && o.DiskBytes < 2*o.HotBytes {
-		fault("disk limit of %d bytes: want at least %d, twice the hot log", o.DiskBytes, 2*o.HotBytes)
+	if least := max(2*o.HotBytes, 16*o.SegmentBytes); o.DiskBytes < 0 || o.DiskBytes > 0 && o.DiskBytes < least {
+		fault("disk limit of %d bytes: want at least %d, for a hot log of %d in segments of %d", o.DiskBytes, least, o.HotBytes, o.SegmentBytes)
 	}
 	if o.ReserveBytes < 0 {
 		fault("reserve of %d bytes is negative", o.ReserveBytes)

@@ -154,10 +154,11 @@ func (n *Node) measure() {
 	}
 	over := overBudget(hot)
 	n.upkeep.headroom.Store(math.Float64bits(min(1, max(0, 3-2*over))))
-	if over > 1 {
-		wake(n.upkeep.work)
+	changed := n.disk.update(free, total)
+	if over > 1 || n.disk.state().level != levelOpen {
+		wake(n.upkeep.work) // a second is long enough to use the reserve up
 	}
-	if n.disk.update(free, total) {
+	if changed {
 		s := n.disk.state()
 		if s.level == levelOpen {
 			n.log.Info("disk has room again, taking data", "free", s.freeBytes)

@@ -74,7 +74,7 @@ func (s *settings) declareMemory() {
 }
 
 func (s *settings) declareDisk() {
-	s.set.Bytes(&s.diskLimit, "disk-limit", 0, "most bytes that bookies use, at least 64MiB for each (default: what the disk has)")
+	s.set.Bytes(&s.diskLimit, "disk-limit", 0, "most bytes that bookies use, at least 128MiB for each (default: what the disk has)")
 }
 
 func (s *settings) declareFsync() {
