@@ -115,7 +115,7 @@ func openNode(t testing.TB) (*bookie.Node, *disk) {
 	d := &disk{}
 	n, err := bookie.Open(bookie.Options{
 		FS: vfs.NewFaults(vfs.NewMem(), d.hook), Dir: "/data", ID: "bookie-1", Cluster: "cluster-1",
-		MemoryBytes: 64 << 20, HotBytes: 64 << 20, SegmentBytes: 8 << 20, ReserveBytes: 1 << 20,
+		MemoryBytes: 64 << 20, HotBytes: 64 << 20, SegmentBytes: 8 << 20, ReserveBytes: 32 << 20,
 		Fatal: func(err error) { t.Errorf("the node gave up: %v", err) },
 	})
 	if err != nil {

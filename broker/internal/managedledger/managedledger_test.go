@@ -213,7 +213,7 @@ func TestRuleM28_FullBookiesAreTrimmed(t *testing.T) {
 		t.Run(fmt.Sprint(waiting, " wait"), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t)
-				a := w.owner("a", Roll{}).open()
+				a := w.owner("a", Roll{MaxAge: 100 * 365 * 24 * time.Hour}).open() // what is published here is of 1970
 				a.publishMany(5)
 				settle()
 				full := func(is bool) {
