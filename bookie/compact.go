@@ -60,15 +60,15 @@ type scrub struct {
 
 // scrubNext checks the next cold segment, if one is due. Damage found is reported;
 // the entries are answered unknown whenever they are read.
-func (n *Node) scrubNext(ctx context.Context) error {
+func (n *Node) scrubNext(ctx context.Context) (again bool, err error) {
 	s := &n.upkeep.scrub
 	if time.Now().Before(s.next) {
-		return nil
+		return false, nil
 	}
 	segments := n.cold.Segments()
 	s.next = time.Now().Add(scrubEvery / time.Duration(max(len(segments), 1)))
 	if len(segments) == 0 {
-		return nil
+		return false, nil
 	}
 	segment := segments[0].ID
 	for _, i := range segments {
@@ -78,7 +78,7 @@ func (n *Node) scrubNext(ctx context.Context) error {
 		}
 	}
 	s.last = segment
-	return n.cold.Scrub(ctx, segment, func(id ledger.ID, r ledger.EntryRange, err error) {
+	return false, n.cold.Scrub(ctx, segment, func(id ledger.ID, r ledger.EntryRange, err error) {
 		n.metrics.damaged.Add(float64(r.Last - r.First + 1))
 		n.log.Error("stored entries are damaged", "segment", segment, "ledger", id, "first", r.First, "last", r.Last, "error", err)
 	})

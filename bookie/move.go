@@ -104,6 +104,7 @@ func (n *Node) dispose(ctx context.Context, segments []hotlog.SegmentInfo) error
 		}
 		n.metrics.recycled.Inc()
 	}
+	n.upkeep.unreadable.settled()
 	n.measure()
 	n.log.Debug("segments of the log given back", "segments", len(segments), "moved", moved, "took", time.Since(began))
 	return nil
@@ -135,10 +136,13 @@ func (n *Node) moveSurvivors(ctx context.Context, segments []hotlog.SegmentInfo)
 			groups[l] = append(groups[l], id)
 		}
 	}
+	if err := n.retryUnread(from); err != nil {
+		return 0, err
+	}
 	for _, l := range []index.Lifetime{lifetimeControl, lifetimeYoung, lifetimeOld} {
 		ids := groups[l]
 		slices.Sort(ids)
-		written, err := n.cold.Write(ctx, l, n.survivors(slices.Compact(ids), from))
+		written, err := n.cold.Write(ctx, l, n.survivors(ctx, slices.Compact(ids), from))
 		movedBytes += written.Bytes
 		n.metrics.movedBytes.Add(float64(written.Bytes))
 		if err != nil {
@@ -161,19 +165,24 @@ func (n *Node) lifetime(id ledger.ID) index.Lifetime {
 	return lifetimeYoung
 }
 
-// survivors gives the entries of ids that live in segments from, in order.
-func (n *Node) survivors(ids []ledger.ID, from map[uint32]bool) coldstore.Entries {
+// survivors gives the entries of ids that live in segments from, in order. From the
+// first that the disk does not give on it only looks for others like it, to try them
+// all again in the next round, and ends with an error.
+func (n *Node) survivors(ctx context.Context, ids []ledger.ID, from map[uint32]bool) coldstore.Entries {
 	return func(yield func(ledger.Entry, error) bool) {
 		for _, id := range ids {
-			if !n.survivorsOf(id, from, yield) {
+			if !n.survivorsOf(ctx, id, from, yield) {
 				return
 			}
+		}
+		if err := n.upkeep.unreadable.tried(); err != nil {
+			yield(ledger.Entry{}, err)
 		}
 	}
 }
 
 // survivorsOf gives the entries of one ledger; false when that is the end.
-func (n *Node) survivorsOf(id ledger.ID, from map[uint32]bool, yield func(ledger.Entry, error) bool) bool {
+func (n *Node) survivorsOf(ctx context.Context, id ledger.ID, from map[uint32]bool, yield func(ledger.Entry, error) bool) bool {
 	for _, r := range n.hot.Ranges(id) {
 		for first := r.First; first <= r.Last; {
 			last, ok := n.runIn(id, first, r.Last, from)
@@ -181,7 +190,7 @@ func (n *Node) survivorsOf(id ledger.ID, from map[uint32]bool, yield func(ledger
 				first = last + 1
 				continue
 			}
-			if !n.readSurvivors(id, first, last, yield) {
+			if !n.readSurvivors(ctx, id, first, last, yield) {
 				return false
 			}
 			first = last + 1
@@ -204,13 +213,17 @@ func (n *Node) runIn(id ledger.ID, first, last ledger.EntryID, from map[uint32]b
 }
 
 // readSurvivors gives entries first to last. One that was stored and cannot be read
-// any more puts its ledger in limbo, for its absence would be a lie.
-func (n *Node) readSurvivors(id ledger.ID, first, last ledger.EntryID, yield func(ledger.Entry, error) bool) bool {
+// any more puts its ledger in limbo, for its absence would be a lie: at once when its
+// bytes are wrong, after some tries when there are none.
+func (n *Node) readSurvivors(ctx context.Context, id ledger.ID, first, last ledger.EntryID, yield func(ledger.Entry, error) bool) bool {
 	const step = 1 << 20
+	u := &n.upkeep.unreadable
 	var run []ledger.Entry
 	for first <= last {
-		var err error
-		run, err = n.hot.ReadRun(id, first, last, step, 0, run[:0])
+		err := ctx.Err()
+		if err == nil {
+			run, err = n.hot.ReadRun(id, first, last, step, 0, run[:0])
+		}
 		switch {
 		case errors.Is(err, ledger.ErrNoEntry) && n.table.Deleted(id):
 			return true // deleted meanwhile
@@ -221,12 +234,21 @@ func (n *Node) readSurvivors(id ledger.ID, first, last ledger.EntryID, yield fun
 			g.Unlock()
 			first++
 			continue
+		case errors.Is(err, ledger.ErrUnknown):
+			name := entryName{id, first}
+			at, _ := n.hot.Lookup(id, first)
+			if u.lost[name] != at && !u.note(name, at, err) {
+				yield(ledger.Entry{}, u.tried())
+				return false
+			}
+			first++
+			continue
 		case err != nil:
 			yield(ledger.Entry{}, err)
 			return false
 		}
 		for _, e := range run {
-			if !yield(e, nil) {
+			if len(u.noted) == 0 && !yield(e, nil) {
 				return false
 			}
 		}

@@ -28,6 +28,8 @@ type upkeep struct {
 	work     chan struct{} // asks for a round of work before its time
 	scrub    scrub
 
+	unreadable unreadable
+
 	mu      sync.Mutex
 	deleted []ledger.ID // of which the index has not been told
 }
@@ -37,6 +39,7 @@ const upkeepEvery = time.Second
 
 func (u *upkeep) init() {
 	u.look, u.work = make(chan struct{}, 1), make(chan struct{}, 1)
+	u.unreadable = newUnreadable()
 }
 
 func (u *upkeep) start(n *Node) {
@@ -109,32 +112,39 @@ func (u *upkeep) takeDeleted(limit int) []ledger.ID {
 	return ids
 }
 
-// maintain does one round and reports whether another is due at once.
+// maintain does one round and reports whether another is due at once. One kind of
+// work that fails holds up none of the others: to compact may be what makes room.
 func (n *Node) maintain(ctx context.Context) (again bool) {
-	again, err := n.maintenance(ctx)
-	switch {
-	case err == nil:
-		return again
-	case ctx.Err() != nil:
-	case errors.Is(err, vfs.ErrNoSpace), errors.Is(err, ledger.ErrTooBusy), errors.Is(err, ledger.ErrReadOnly):
-		n.log.Warn("upkeep of the disk has to wait", "error", err)
-	default:
-		n.log.Error("upkeep of the disk failed", "error", err)
+	failed := false
+	for _, work := range []func(context.Context) (bool, error){n.giveBack, n.compact, n.scrubNext} {
+		again, err := work(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return false
+		case err == nil && again:
+			return !failed
+		case err == nil:
+			continue
+		case errors.Is(err, vfs.ErrNoSpace), errors.Is(err, ledger.ErrTooBusy), errors.Is(err, ledger.ErrReadOnly):
+			n.log.Warn("upkeep of the disk has to wait", "error", err)
+		default:
+			n.log.Error("upkeep of the disk failed", "error", err)
+		}
+		failed = true
 	}
 	return false
 }
 
-func (n *Node) maintenance(ctx context.Context) (again bool, err error) {
+// giveBack tells the index of deletions and gives segments of the log back.
+func (n *Node) giveBack(ctx context.Context) (again bool, err error) {
 	if err := n.applyDeleted(ctx); err != nil {
 		return false, err
 	}
-	if segments := n.disposable(); len(segments) > 0 {
-		return true, n.dispose(ctx, segments)
+	segments := n.disposable()
+	if len(segments) == 0 || n.upkeep.unreadable.waits() {
+		return false, nil
 	}
-	if again, err := n.compact(ctx); again || err != nil {
-		return again, err
-	}
-	return false, n.scrubNext(ctx)
+	return true, n.dispose(ctx, segments)
 }
 
 // measure looks at the disk and decides what is taken from now on.

@@ -199,3 +199,22 @@ func (s *segmentFile) read(offset uint32, n int) ([]byte, error) {
 	}
 	return nil, fmt.Errorf("hotlog: read segment %d at %d: %w: %w", s.id, offset, ledger.ErrUnknown, err)
 }
+
+// UnreadableBlocks lists the blocks under the frame at p that the disk does not give, by
+// their offset in the segment, up to limit of them. ErrRecycled, ErrStopping.
+func (l *Log) UnreadableBlocks(p Place, limit int) ([]int64, error) {
+	s, err := l.segments.acquire(p.Segment)
+	if err != nil {
+		return nil, err
+	}
+	defer s.readers.Done()
+	var bad []int64
+	end := int64(p.Offset) + int64(p.Length)
+	for off := int64(p.Offset) &^ (blockBytes - 1); off < end && len(bad) < limit; off += blockBytes {
+		start := max(off, int64(p.Offset))
+		if _, err := s.read(uint32(start), int(min(off+blockBytes, end)-start)); err != nil {
+			bad = append(bad, off)
+		}
+	}
+	return bad, nil
+}
