@@ -34,8 +34,8 @@ func (n *Node) compact(ctx context.Context) (again bool, err error) {
 	default:
 		return false, nil
 	}
-	if errors.Is(err, ledger.ErrCorrupt) {
-		n.log.Error("a damaged cold segment cannot be compacted and stays", "error", err)
+	if errors.Is(err, ledger.ErrCorrupt) || errors.Is(err, ledger.ErrUnknown) {
+		n.log.Error("a cold segment is damaged, or the disk does not give it: it cannot be compacted and stays", "error", err)
 		err = nil // the store leaves it alone from now on
 	}
 	if done.Dropped+done.Copied > 0 {

@@ -27,7 +27,8 @@ type Compaction struct {
 //
 // The order is the law: new segment synced → index durable → old segment removed.
 // A damaged segment stays as it is until what is damaged was repaired, that is
-// written anew, or deleted; ErrCorrupt tells of one that was met.
+// written anew, or deleted; ErrCorrupt tells of one that was met. So does one of
+// which the disk did not give all, ErrUnknown, until the store is opened again.
 func (s *Store) Compact(ctx context.Context, ids ...uint32) (Compaction, error) {
 	s.compacting.Lock()
 	defer s.compacting.Unlock()
@@ -208,7 +209,7 @@ func (s *Store) entriesOf(ctx context.Context, pieces []piece) Entries {
 				return
 			}
 			if err != nil {
-				if errors.Is(err, ledger.ErrCorrupt) {
+				if errors.Is(err, ledger.ErrCorrupt) || errors.Is(err, ledger.ErrUnknown) {
 					s.setDamaged(p.seg, err)
 				}
 				yield(ledger.Entry{}, fmt.Errorf("compact segment %d: %w", p.seg.id, err))

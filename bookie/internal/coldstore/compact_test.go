@@ -228,6 +228,41 @@ func TestDamagedSegmentIsNotCompacted(t *testing.T) {
 	n.wantEntries(t, entries(1, 0, 19, 100))
 }
 
+// TestCompactionGoesPastABadSector shows that a segment of which the disk does not give
+// a part, its footer too, stays as it is and holds up no other.
+func TestCompactionGoesPastABadSector(t *testing.T) {
+	for _, footer := range []bool{false, true} {
+		disk := vfs.NewMem()
+		n := open(t, disk, Options{})
+		n.write(t, entries(1, 0, 19, 100), entries(2, 0, 99, 100))
+		n.write(t, entries(3, 0, 19, 100), entries(4, 0, 99, 100))
+		n.write(t, entries(5, 0, 1, 100))
+		n.delete(t, 2, 4)
+		must(t, n.close())
+		name := fileName("/data/cold", 1)
+		at := int64(headerBytes + blockHeaderBytes + 60)
+		if footer {
+			fi, err := disk.Stat(name)
+			must(t, err)
+			at = fi.Size() - trailerBytes
+		}
+		n = open(t, badSector(disk, name, at, at+10), Options{CacheBytes: -1})
+		defer n.close()
+		if _, err := n.Compact(context.Background()); !errors.Is(err, ledger.ErrUnknown) {
+			t.Errorf("first: %v", err)
+		}
+		c, err := n.Compact(context.Background())
+		must(t, err)
+		if c.Copied != 1 {
+			t.Errorf("second: %+v", c)
+		}
+		n.wantEntries(t, entries(3, 0, 19, 100))
+		if _, err := disk.Stat(name); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestScrub shows that scrubbing tells exactly the damaged entries that live, and
 // nothing when all is well.
 func TestScrub(t *testing.T) {

@@ -1,7 +1,9 @@
 package coldstore
 
 import (
+	"context"
 	"errors"
+	"syscall"
 	"testing"
 
 	"github.com/magnetar-io/magnetar/bookie/internal/index"
@@ -178,4 +180,51 @@ func TestUnreadableSegment(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.wantEntries(t, entries(2, 0, 9, 100))
+}
+
+// badSector is a disk that does not give [start, end) of a file.
+func badSector(disk vfs.FS, file string, start, end int64) vfs.FS {
+	return vfs.NewFaults(disk, func(op vfs.Op) error {
+		if op.Kind == vfs.OpRead && op.Name == file && op.Offset < end && start < op.Offset+int64(op.Len) {
+			return syscall.EIO
+		}
+		return nil
+	})
+}
+
+// TestBadSectorIsUnknown shows that what the disk does not give is unknown, neither
+// absent nor damaged, and that it takes nothing with it beyond its block.
+func TestBadSectorIsUnknown(t *testing.T) {
+	disk := vfs.NewMem()
+	n := open(t, disk, Options{BlockBytes: 512})
+	list := entries(1, 0, 19, 100)
+	n.write(t, list)
+	must(t, n.close())
+	name := fileName("/data/cold", 1)
+	f, err := OpenFile(disk, name)
+	must(t, err)
+	third := f.table.blocks[2]
+	must(t, f.Close())
+	n = open(t, badSector(disk, name, int64(third.offset)+100, int64(third.offset)+200), Options{BlockBytes: 512, CacheBytes: -1})
+	defer n.close()
+	first, after := ledger.EntryID(third.skip), ledger.EntryID(third.skip+third.count)
+	for e := first; e < after; e++ {
+		if _, err := n.Read(1, e); !errors.Is(err, ledger.ErrUnknown) {
+			t.Errorf("entry %d in the bad sector: %v", e, err)
+		}
+		if run, err := n.ReadRun(1, e, 19, 0); !errors.Is(err, ledger.ErrUnknown) || run != nil {
+			t.Errorf("run from entry %d in the bad sector: %v", e, err)
+		}
+	}
+	run, err := n.ReadRun(1, 0, 19, 0)
+	must(t, err)
+	if len(run) != int(first) {
+		t.Errorf("%d entries before the bad sector, which begins at %d", len(run), first)
+	}
+	n.wantEntries(t, list[after:])
+	must(t, n.Scrub(context.Background(), 1, func(_ ledger.ID, r ledger.EntryRange, err error) {
+		if want := (ledger.EntryRange{First: first, Last: after - 1}); r != want || !errors.Is(err, ledger.ErrUnknown) {
+			t.Errorf("scrub: entries %d to %d: %v; want %+v", r.First, r.Last, err, want)
+		}
+	}))
 }

@@ -75,7 +75,8 @@ func readFooter(f vfs.File) (*File, error) {
 	return &File{file: f, id: id, lifetime: lifetime, size: size, table: table}, nil
 }
 
-// pread fills p. A file that ends too early is damaged; it never was shorter.
+// pread fills p. A file that ends too early is damaged; it never was shorter. What the
+// disk does not give is ErrUnknown.
 func pread(f vfs.File, p []byte, off int64) error {
 	n, err := f.ReadAt(p, off)
 	switch {
@@ -84,7 +85,7 @@ func pread(f vfs.File, p []byte, off int64) error {
 	case errors.Is(err, io.EOF):
 		return corrupt("%s ends at %d, want %d", f.Name(), off+int64(n), off+int64(len(p)))
 	}
-	return fmt.Errorf("coldstore: read %s: %w", f.Name(), err)
+	return fmt.Errorf("coldstore: read %s: %w: %w", f.Name(), ledger.ErrUnknown, err)
 }
 
 // Close closes the file.
@@ -148,6 +149,10 @@ func (f *File) scan(r *run, first, last ledger.EntryID, before func(int) error,
 			}
 		}
 		b, err := f.read(i, i+n)
+		if err != nil && n > 1 { // perhaps what is behind is at fault
+			n = 1
+			b, err = f.read(i, i+1)
+		}
 		for ; n > 0; i, n = i+1, n-1 {
 			k := f.table.blocks[i]
 			from := r.first + ledger.EntryID(k.skip)

@@ -17,7 +17,8 @@ const readAheadBytes = 256 << 10
 const defaultRunBytes = 1 << 20
 
 // Read returns one entry. ErrNoEntry: the index surely has it in no segment.
-// ErrCorrupt: it is here and damaged. Any other error means unknown.
+// ErrCorrupt: it is here and damaged. Any other error means unknown: ErrUnknown that
+// the disk does not give it.
 func (s *Store) Read(id ledger.ID, e ledger.EntryID) (ledger.Entry, error) {
 	var entry ledger.Entry
 	err := s.locate(id, e, func(seg *segment, r *run, _ ledger.EntryID) error {
@@ -180,6 +181,10 @@ func (s *Store) readRun(seg *segment, r *run, first, last ledger.EntryID, out *r
 		}
 		n := s.uncached(seg, i, end, max(out.left, readAheadBytes))
 		b, err := s.read(seg, i, i+n)
+		if err != nil && n > 1 { // perhaps what is behind is at fault
+			n = 1
+			b, err = s.read(seg, i, i+1)
+		}
 		if err != nil {
 			return err
 		}

@@ -54,7 +54,7 @@ func (s *Store) acquire(id uint32) (*segment, error) {
 		return seg, nil
 	}
 	if err := s.openFile(seg); err != nil {
-		if errors.Is(err, ledger.ErrCorrupt) {
+		if errors.Is(err, ledger.ErrCorrupt) || errors.Is(err, ledger.ErrUnknown) {
 			s.setDamaged(seg, err)
 		}
 		s.release(seg)
@@ -158,7 +158,7 @@ func (s *Store) setDamaged(seg *segment, err error) {
 	seg.damaged = true
 	s.mu.Unlock()
 	if first {
-		s.log.Error("cold segment is damaged", "segment", seg.id, "error", err)
+		s.log.Error("cold segment is damaged or cannot be read", "segment", seg.id, "error", err)
 	}
 }
 
