@@ -31,6 +31,9 @@ type Report struct {
 	// Problems are all that is wrong. None: every checksum matches, and everything
 	// is where the index says.
 	Problems []Problem `json:"problems"`
+	// Notices are what may be as it should, and which the files alone cannot tell from
+	// damage.
+	Notices []Problem `json:"notices"`
 }
 
 // HotSegment is a segment of the log.
@@ -65,7 +68,7 @@ type Index struct {
 	Tombstones uint64 `json:"tombstones"`
 }
 
-// Problem is something wrong with a file.
+// Problem is something wrong with a file, or in doubt.
 type Problem struct {
 	File string `json:"file"`
 	What string `json:"what"`
@@ -138,6 +141,7 @@ func (r *inspection) hot() error {
 			}
 			r.problem(file, "%d bytes from %d on are lost, records %s", d.Length, d.Offset, of)
 		}
+		r.tail(file, &s)
 		for _, e := range s.Corrupt {
 			r.problem(file, "entry %d of ledger %d does not match its checksums", e.Entry, e.Ledger)
 		}
@@ -146,6 +150,25 @@ func (r *inspection) hot() error {
 		}
 	}
 	return nil
+}
+
+// tail takes note of what stands behind the last good group of a segment whose end is
+// not marked. A segment without any group is one made ready ahead, in a file that may
+// have been used before.
+func (r *inspection) tail(file string, s *hotlog.SegmentReport) {
+	var what string
+	switch {
+	case s.TailBytes == 0:
+		return
+	case s.TailOurs:
+		what = "part of a write that a crash cut short and nobody was told of, or a last group that is damaged"
+	case len(s.Records) > 0:
+		what = "what a former use of the file left, or a last group that is damaged beyond recognition"
+	default:
+		return
+	}
+	r.report.Notices = append(r.report.Notices, Problem{File: file, What: fmt.Sprintf(
+		"%d bytes behind its last good group, from %d on, are not zero: %s; a bookie that starts cuts them off", s.TailBytes, s.UsedBytes, what)})
 }
 
 // run is where a cold segment has entries of a ledger.

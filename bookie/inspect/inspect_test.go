@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"path"
 	"strings"
 	"testing"
@@ -75,6 +76,9 @@ func TestWholeDirectory(t *testing.T) {
 		}
 		if len(r.Problems) != 0 {
 			t.Errorf("problems where there are none: %v", r.Problems)
+		}
+		if len(r.Notices) != 0 {
+			t.Errorf("notices where all is well: %v", r.Notices)
 		}
 		entries, fences, tombstones := 0, 0, 0
 		for _, s := range r.Hot {
@@ -159,6 +163,62 @@ func TestEveryFileIsChecked(t *testing.T) {
 	}
 }
 
+// TestWhatACrashLeaves shows what is said of a log that ends without its mark: nothing
+// when zeros follow, a notice when it cannot be told whether a last group was torn or
+// rotted, and a problem when a group before the last is damaged.
+func TestWhatACrashLeaves(t *testing.T) {
+	disk := vfs.NewMem()
+	n, err := bookie.Open(options(disk))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for term := range int64(4) { // each a group of its own
+		if _, err := n.Fence(t.Context(), 9, term+1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	disk.Crash()
+	n.Close()
+	disk = disk.Image(vfs.ImageOptions{})
+	whole, err := Dir(disk, "/data")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(whole.Problems)+len(whole.Notices) != 0 || whole.Hot[0].Fences != 4 || whole.Hot[0].Ended {
+		t.Fatalf("problems %v, notices %v of %+v", whole.Problems, whole.Notices, whole.Hot[0])
+	}
+	const log = "hot/0000000001.log"
+	used := whole.Hot[0].UsedBytes
+	for _, c := range []struct {
+		name              string
+		at                int64
+		bytes             int
+		fences            int
+		problems, notices string
+	}{
+		{"a body of the last group", used - 4096 + 33, 1, 3, "", "cut short"},
+		{"all of the last group", used - 4096, 4096, 3, "", "former use"},
+		{"bytes behind the last group", used + 5000, 10, 4, "", "former use"},
+		{"a body of the first group", 4096 + 33, 1, 3, "are lost", ""},
+		{"all of the second group", 2 * 4096, 4096, 3, "are lost", ""},
+	} {
+		damaged := disk.Image(vfs.ImageOptions{})
+		invert(t, damaged, "/data/"+log, c.at, c.bytes)
+		r, err := Dir(damaged, "/data")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for what, got := range map[string][]Problem{c.problems: r.Problems, c.notices: r.Notices} {
+			if what == "" && len(got) > 0 || what != "" && (len(got) != 1 || got[0].File != log || !strings.Contains(got[0].What, what)) {
+				t.Errorf("%s: %q, want %q of %s", c.name, got, what, log)
+			}
+		}
+		if r.Hot[0].Fences != c.fences {
+			t.Errorf("%s: %d fences, want %d", c.name, r.Hot[0].Fences, c.fences)
+		}
+	}
+}
+
 // flip alters a byte of a file: in its first record, which stands behind a block of
 // header in segments of the log, else in the middle.
 func flip(t *testing.T, disk *vfs.Mem, name string) {
@@ -176,12 +236,28 @@ func flip(t *testing.T, disk *vfs.Mem, name string) {
 	if strings.HasSuffix(name, ".log") {
 		at = 4096 + 50
 	}
-	b := make([]byte, 1)
-	if _, err := f.ReadAt(b, at); err != nil {
+	invert(t, disk, name, at, 1)
+}
+
+// invert alters n bytes of a file, which may end before them.
+func invert(t *testing.T, disk *vfs.Mem, name string, at int64, n int) {
+	t.Helper()
+	f, err := disk.OpenReadWrite(name)
+	if err != nil {
 		t.Fatal(err)
 	}
-	b[0] ^= 0x55
+	defer f.Close()
+	b := make([]byte, n)
+	if _, err := f.ReadAt(b, at); err != nil && !errors.Is(err, io.EOF) {
+		t.Fatal(err)
+	}
+	for i := range b {
+		b[i] ^= 0x55
+	}
 	if _, err := f.WriteAt(b, at); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Sync(); err != nil {
 		t.Fatal(err)
 	}
 }

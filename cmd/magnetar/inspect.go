@@ -17,7 +17,8 @@ func (a *app) bookieInspect() *cobra.Command {
 		Use:   "inspect DIR",
 		Short: "Read a stopped bookie's files and check every checksum",
 		Long: `Read the files of a bookie that does not run and check every checksum. It alters
-nothing. It exits with 10 when something is damaged, and says what and where on stderr.`,
+nothing. It exits with 10 when something is damaged, and says what and where on stderr.
+So it does, without that exit code, of what may be damage and may be what a crash left.`,
 		Args: cobra.ExactArgs(1),
 	}
 	cmd.RunE = func(_ *cobra.Command, args []string) error {
@@ -32,6 +33,9 @@ nothing. It exits with 10 when something is damaged, and says what and where on 
 		}
 		if err := printOne(a, *r, inspectColumns); err != nil {
 			return err
+		}
+		for _, p := range r.Notices {
+			fmt.Fprintf(a.err, "%s: notice: %s\n", p.File, p.What)
 		}
 		for _, p := range r.Problems {
 			fmt.Fprintf(a.err, "%s: %s\n", p.File, p.What)
@@ -65,5 +69,6 @@ var inspectColumns = []column[inspect.Report]{
 	{"index", func(r inspect.Report) string {
 		return fmt.Sprintf("%d ledgers, %d extents, %d tombstones", r.Index.Ledgers, r.Index.Extents, r.Index.Tombstones)
 	}},
+	{"notices", func(r inspect.Report) string { return fmt.Sprint(len(r.Notices)) }},
 	{"problems", func(r inspect.Report) string { return fmt.Sprint(len(r.Problems)) }},
 }

@@ -19,6 +19,8 @@ type SegmentReport struct {
 	Ledgers   []ledger.ID // of entries, in order
 	Ended     bool        // its end is marked: nothing can be missing behind it
 	Damages   []Damage
+	TailBytes int64       // up to the last byte behind UsedBytes that is not zero, when no end is marked
+	TailOurs  bool        // among these is a frame of this segment, not of a former life of its file
 	Corrupt   []EntryName // whose bytes do not match their checksums
 	Index     error       // of its index file; fs.ErrNotExist: there is none, nil: it matches
 	Err       error       // the segment could not be read at all
@@ -94,8 +96,12 @@ func (n *inspection) finish(d *folder, later bool) error {
 		}
 	}
 	r.UsedBytes, r.Ended, r.Damages = sc.s.end, sc.ended, sc.s.damages
+	var err error
+	if r.TailBytes, r.TailOurs, err = sc.tail(); err != nil {
+		return err
+	}
 	s := newSegment(r.ID, n.seed, n.file, r.FileBytes)
-	err := sc.s.each(r.ID, func(rec Record, p Place) error {
+	err = sc.s.each(r.ID, func(rec Record, p Place) error {
 		r.Records[rec.Kind]++
 		if rec.Kind != KindEntry {
 			return nil

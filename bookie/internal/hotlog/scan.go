@@ -173,6 +173,30 @@ func (sc *scanner) later() (at int64, sequence uint32, err error) {
 	return 0, 0, nil
 }
 
+// tail tells how far bytes that are not zero go behind the end, and whether a frame of
+// this segment is among them. Behind an end group nothing is ever written.
+func (sc *scanner) tail() (bytes int64, ours bool, err error) {
+	if sc.ended {
+		return 0, false, nil
+	}
+	for off := sc.s.end; off < sc.w.size; off += blockBytes {
+		b, err := sc.w.at(off, blockBytes+frameHeaderBytes)
+		if err != nil {
+			return 0, false, err
+		}
+		for i := min(len(b), blockBytes); i > 0; i-- {
+			if b[i-1] != 0 {
+				bytes = off + int64(i) - sc.s.end
+				break
+			}
+		}
+		for i := 0; i < min(len(b), blockBytes) && !ours; i += 8 {
+			_, ours = decodeFrameHeader(b[i:], sc.segment, sc.seed)
+		}
+	}
+	return bytes, ours, nil
+}
+
 // salvage goes through the damaged bytes from the end to limit, all of which was
 // synced once. Frames whose identity is intact are kept: a rotten body then reads as
 // ErrCorrupt, never as absent. What is left is noted as damage.
