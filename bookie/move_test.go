@@ -277,6 +277,7 @@ func TestRuleM28_MovesLeaveTheReserve(t *testing.T) {
 		{"the oldest, down to a quarter below the budget", []int64{mib, mib, 0, mib}, 9 * mib, levelOpen, 100 * mib, []uint32{0, 1, 2}},
 		{"as many as leave control its half", []int64{mib, mib, mib}, 9 * mib, levelOpen, 4 * mib, []uint32{0, 1}},
 		{"the oldest does not fit: the dead", []int64{mib, 0, mib, 0}, 9 * mib, levelOpen, 2 * mib, []uint32{1, 3}},
+		{"nor with twice the reserve free: the dead", []int64{7 * mib, 0}, 9 * mib, levelOpen, 8 * mib, []uint32{1}},
 		{"a disk filling up: the dead alone", []int64{mib / 4, 0, mib, 0}, 7 * mib, levelOpen, 7 * mib, []uint32{1, 3}},
 		{"none is dead: those with little", []int64{mib, mib / 4, mib / 2, mib / 8}, 7 * mib, levelNoData, 3 * mib, []uint32{1, 3}},
 		{"each that fits", []int64{mib * 3 / 8, mib * 3 / 8, mib / 16}, 7 * mib, levelNoData, mib, []uint32{0, 2}},
