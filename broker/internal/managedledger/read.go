@@ -55,7 +55,7 @@ func (m *ManagedLedger) Read(ctx context.Context, from position.Position, maxEnt
 			return out, nil // what is here goes out before anyone waits for the rest
 		}
 		out, err = m.fetch(ctx, first, last, maxEntries, maxBytes, 0)
-		if err == nil || !m.trimmedAway(first, err) {
+		if err == nil || !m.trimmedAway(ctx, first, err) {
 			return out, err
 		}
 	}
@@ -70,7 +70,7 @@ func (m *ManagedLedger) ReadHeads(ctx context.Context, from position.Position, m
 			return nil, err
 		}
 		out, err := m.fetch(ctx, first, last, maxEntries, math.MaxInt32, n)
-		if err == nil || !m.trimmedAway(first, err) {
+		if err == nil || !m.trimmedAway(ctx, first, err) {
 			return out, err
 		}
 	}
@@ -116,11 +116,18 @@ func (m *ManagedLedger) fetch(ctx context.Context, first, last position.Position
 }
 
 // trimmedAway reports whether a read from p failed because p was trimmed
-// meanwhile.
-func (m *ManagedLedger) trimmedAway(p position.Position, err error) bool {
+// meanwhile. The chain may not show that here: a trim of unknown outcome, or one
+// that an earlier ManagedLedger of the same owner made, may have arrived late. So
+// where the chain does not explain the error it is read again.
+func (m *ManagedLedger) trimmedAway(ctx context.Context, p position.Position, err error) bool {
 	if !errors.Is(err, ledger.ErrNoLedger) && !errors.Is(err, ledger.ErrDeleted) && !errors.Is(err, ledger.ErrNoEntry) {
 		return false
 	}
+	return m.movesUp(p) || m.record.reread(ctx) == nil && m.movesUp(p)
+}
+
+// movesUp reports whether the entry at p is not in the chain any more.
+func (m *ManagedLedger) movesUp(p position.Position) bool {
 	now, err := m.Normalize(p)
 	return err == nil && now != p
 }

@@ -50,6 +50,16 @@ func (r *record) take(ctx context.Context) error {
 
 func (r *record) give() { r.turn <- struct{}{} }
 
+// reread makes links what the store has, whether or not that is in doubt.
+func (r *record) reread(ctx context.Context) error {
+	if err := r.take(ctx); err != nil {
+		return err
+	}
+	defer r.give()
+	r.unsure = true
+	return r.refresh(ctx)
+}
+
 func (r *record) key(sequence uint64) string {
 	return r.m.opts.Layout.ChainLink(r.m.opts.Topic, sequence)
 }

@@ -14,21 +14,34 @@ import (
 // t; when there is none, where the next entry will stand. It searches the links,
 // then reads a few heads of one ledger.
 func (m *ManagedLedger) SeekTime(ctx context.Context, t time.Time) (position.Position, error) {
-	ms := t.UnixMilli()
+	for {
+		p, err := m.seekTime(ctx, t.UnixMilli())
+		if err == nil {
+			return p, nil
+		}
+		if !m.trimmedAway(ctx, p, err) {
+			return position.Position{}, fmt.Errorf("search for %v: %w", t, err)
+		}
+	}
+}
+
+// seekTime is one try of SeekTime; with an error the position is that of the entry
+// whose head could not be read.
+func (m *ManagedLedger) seekTime(ctx context.Context, ms int64) (position.Position, error) {
 	ls := m.snapshot()
 	for i := ls.atTime(ms); i < len(ls); i++ {
 		l := &ls[i]
 		low, high := ledger.EntryID(0), ledger.EntryID(l.readable())
 		for low < high { // entries before low are too early, those from high on are not
-			mid := low + (high-low)/2
-			h, err := m.head(ctx, position.Position{Ledger: l.ledger, Entry: mid}, false)
+			mid := position.Position{Ledger: l.ledger, Entry: low + (high-low)/2}
+			h, err := m.head(ctx, mid, false)
 			if err != nil {
-				return position.Position{}, fmt.Errorf("search for %v: %w", t, err)
+				return mid, err
 			}
 			if h.Time < ms {
-				low = mid + 1
+				low = mid.Entry + 1
 			} else {
-				high = mid
+				high = mid.Entry
 			}
 		}
 		if low < ledger.EntryID(l.readable()) {

@@ -147,6 +147,63 @@ func TestRuleM18_LateTrimOfAnEarlierLife(t *testing.T) {
 	}
 }
 
+// Shows that a trim which arrives late, when nothing of the chain is in doubt any
+// more, keeps nobody from reading on: whoever stands in what it took out, or looks
+// for a time there, is moved up to what is left.
+func TestLateTrimIsFoundByReaders(t *testing.T) {
+	for name, read := range map[string]func(ctx context.Context, m *ManagedLedger, from position.Position) (position.Position, error){
+		"read": func(ctx context.Context, m *ManagedLedger, from position.Position) (position.Position, error) {
+			es, err := m.Read(ctx, from, 10, 1<<20)
+			if len(es) == 0 {
+				return position.Start, err
+			}
+			return es[0].Position, err
+		},
+		"heads": func(ctx context.Context, m *ManagedLedger, from position.Position) (position.Position, error) {
+			es, err := m.ReadHeads(ctx, from, 10, headBytes)
+			if len(es) == 0 {
+				return position.Start, err
+			}
+			return es[0].Position, err
+		},
+		"time": func(ctx context.Context, m *ManagedLedger, _ position.Position) (position.Position, error) {
+			return m.SeekTime(ctx, time.UnixMilli(30))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				a := w.closedTopic(3)
+				first, kept := a.m.First(), position.Position{Ledger: a.m.LastConfirmed().Ledger}
+				hit := false
+				w.store.OnCall(func(c meta.Call) meta.Fault {
+					if c.Kind != meta.CallTxn || hit {
+						return meta.Fault{}
+					}
+					hit = true
+					return meta.Fault{Delay: 5 * time.Second}
+				})
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				defer cancel()
+				if _, err := a.m.Trim(ctx, kept, Retention{}); !errors.Is(err, meta.ErrUncertain) {
+					t.Fatalf("trim: %v", err)
+				}
+				a.opts.Cache = nil
+				a.open() // again, under the same guard
+				time.Sleep(10 * time.Second)
+				w.checkStore()
+				if p, err := read(t.Context(), a.m, first); p != kept || err != nil {
+					t.Errorf("from %v, which is trimmed: %v, %v; want %v", first, p, err, kept)
+				}
+				if at := a.m.First(); at != kept {
+					t.Errorf("the first entry is %v, want %v", at, kept)
+				}
+				a.m.Abandon()
+			})
+		})
+	}
+}
+
 // Shows that the next ledger is made at the first try also after one that stayed
 // empty was dropped, when the revision of the link before it is not known.
 func TestLinkBehindAnUnknownRevision(t *testing.T) {
