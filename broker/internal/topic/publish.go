@@ -303,7 +303,9 @@ func (t *Topic) appendLocked(p *Producer, order producer.Batch, h entry.Header, 
 	t.flying += int64(w.bytes)
 }
 
-// refuseAppendLocked answers a batch that the managed ledger did not take.
+// refuseAppendLocked answers a batch that the managed ledger did not take. One that
+// will take nothing any more ends the topic, as an unknown outcome does: it may have
+// been lost when nothing was in flight that would have told.
 func (t *Topic) refuseAppendLocked(p *Producer, order producer.Batch, err error) {
 	switch {
 	case errors.Is(err, ledger.ErrTooLarge):
@@ -321,6 +323,7 @@ func (t *Topic) refuseAppendLocked(p *Producer, order producer.Batch, err error)
 		}
 	default:
 		err = fmt.Errorf("%w: %w", ErrClosed, err)
+		defer t.endLocked(err)
 	}
 	p.refuseLocked(order.First, order.Last, Refusal{Err: err})
 }

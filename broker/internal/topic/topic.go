@@ -66,7 +66,8 @@ type Options struct {
 	SubscriptionMetrics *subscription.Metrics
 
 	// OnEnd is called once when the topic ended by itself: the outcome of a publish,
-	// or of a record in the journal, is unknown. Close it, then open it again or drop
+	// or of a record in the journal, is unknown, or the ledger takes nothing any more.
+	// Close it, then open it again or drop
 	// its bundle; but not from within OnEnd, which is called with the topic locked
 	// and must not block.
 	OnEnd   func(error)
@@ -252,7 +253,7 @@ func (t *Topic) endProducerLocked(p *Producer, err error) {
 	p.sink.Closed(err)
 }
 
-// endLocked ends the topic after something whose outcome is unknown.
+// endLocked ends the topic where it cannot go on: see Options.OnEnd.
 func (t *Topic) endLocked(err error) {
 	if t.closing == nil {
 		t.closing = err

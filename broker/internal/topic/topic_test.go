@@ -352,6 +352,42 @@ func TestUnknownOutcomeEndsTheTopic(t *testing.T) {
 	}
 }
 
+// TestRuleM1_LedgerLostWhileIdleEndsTheTopic shows that a ledger which was fenced
+// while nothing was in flight, so that no publish was told, ends the topic with the
+// next publish: refused it is stored nowhere, and its producer comes back to a topic
+// that is opened again. The topic would refuse everything for ever otherwise.
+func TestRuleM1_LedgerLostWhileIdleEndsTheTopic(t *testing.T) {
+	b := newBench(t)
+	h, other := b.producer("p", 0), b.producer("q", 0)
+	h.producer.Publish(batch("p", 0, 0))
+	b.ledger.settle(1, nil, true)
+	b.ledger.refuse = ledger.ErrFenced
+	h.producer.Publish(batch("p", 1, 1))
+	if len(h.refusals) != 1 || !errors.Is(h.refusals[0].Err, ErrClosed) {
+		t.Errorf("refusals %+v, want the batch's", h.refusals)
+	}
+	for _, told := range []error{h.closed, other.closed} {
+		if !errors.Is(told, ErrClosed) || !errors.Is(told, ledger.ErrFenced) {
+			t.Errorf("a producer was told %v", told)
+		}
+	}
+	select {
+	case err := <-b.ended:
+		if !errors.Is(err, ledger.ErrFenced) {
+			t.Errorf("ended with %v", err)
+		}
+	default:
+		t.Fatal("the topic has not ended")
+	}
+	b.open()
+	h = b.producer("p", 1)
+	h.producer.Publish(batch("p", 1, 1))
+	b.ledger.settle(1, nil, true)
+	if len(h.receipts) != 1 || h.receipts[0].Duplicate || len(b.disk.entries) != 2 {
+		t.Errorf("opened again: receipts %+v, %d entries", h.receipts, len(b.disk.entries))
+	}
+}
+
 // TestRuleM22_DedupSurvivesOwners drives producers that resend after random
 // failures through owners that come and go at random, with and without their
 // checkpoints: every message is stored once, in order.
