@@ -19,6 +19,20 @@ const (
 	checkpointBytes   = 64 << 20
 )
 
+// A checkpoint that the journal was too busy for is encoded anew only after so much
+// more was stored: it may be megabytes, and the log has enough to do. So of the half
+// that is left until it is due sixteen tries can be made.
+const (
+	retryEntries = checkpointEntries / 32
+	retryBytes   = checkpointBytes / 32
+)
+
+// lag is what was stored after a checkpoint.
+type lag struct {
+	entries int
+	bytes   int64 // of bodies
+}
+
 // replayHeadBytes is read of each entry when headers are replayed; longer heads
 // are read whole.
 const replayHeadBytes = 512
@@ -30,16 +44,16 @@ const replayEntries = 1024
 // due or at the end. It is one record: producer.Registry bounds what it holds, so
 // that the bundle's log has room for it.
 func (t *Topic) checkpointLocked(final bool) {
-	c := &t.sinceCheckpoint
-	due := c.entries >= checkpointEntries/2 || c.bytes >= checkpointBytes/2 || final && c.entries > 0
+	c, next := &t.sinceCheckpoint, t.nextTry
+	due := c.entries >= max(checkpointEntries/2, next.entries) || c.bytes >= max(checkpointBytes/2, next.bytes) || final && c.entries > 0
 	if !due || t.checkpointing {
 		return
 	}
 	at := t.storedAt
 	record := subscription.Record{Kind: kindProducers, Data: t.producers.AppendCheckpoint(nil, at)}
-	entries, bytes := c.entries, c.bytes
 	err := t.opts.Journal.Append([]subscription.Record{record}, func(err error) { t.checkpointed(at, err) })
-	if err != nil { // the next entry tries again
+	if err != nil {
+		t.nextTry = lag{c.entries + retryEntries, c.bytes + retryBytes}
 		if !errors.Is(err, subscription.ErrTooBusy) && !t.checkpointRefused {
 			t.checkpointRefused = true
 			t.opts.Log.Warn("checkpoint of producers is refused, nothing after the last one can be trimmed",
@@ -48,7 +62,7 @@ func (t *Topic) checkpointLocked(final bool) {
 		return
 	}
 	t.checkpointing, t.checkpointRefused, t.checkpointSent = true, false, at
-	c.entries, c.bytes = c.entries-entries, c.bytes-bytes
+	*c, t.nextTry = lag{}, lag{}
 }
 
 func (t *Topic) checkpointed(at position.Position, err error) {
@@ -96,11 +110,11 @@ func (t *Topic) replay(ctx context.Context, from position.Position) error {
 		}
 	}
 	if t.sinceCheckpoint.entries > 0 {
-		lag, err := t.ledger.Measure(ctx, first, last.Next())
+		replayed, err := t.ledger.Measure(ctx, first, last.Next())
 		if err != nil {
 			return fmt.Errorf("measure what was replayed from %s: %w", first, err)
 		}
-		t.sinceCheckpoint.bytes = lag.Bytes
+		t.sinceCheckpoint.bytes = replayed.Bytes
 	}
 	return nil
 }

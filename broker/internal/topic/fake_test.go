@@ -149,15 +149,17 @@ func (l *fakeLedger) Abandon()                    { l.settle(len(l.waiting), led
 
 // fakeJournal keeps records and answers at once, on a goroutine's turn.
 type fakeJournal struct {
-	mu   sync.Mutex
-	disk *disk
-	busy bool
+	mu      sync.Mutex
+	disk    *disk
+	busy    bool
+	refused int // appends
 }
 
 func (j *fakeJournal) Append(records []subscription.Record, done func(error)) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.busy {
+		j.refused++
 		return subscription.ErrTooBusy
 	}
 	for _, r := range records {

@@ -131,10 +131,8 @@ type Topic struct {
 	storedAt  position.Position // last stored entry
 	chosen    uint64            // counts the names made up
 
-	sinceCheckpoint struct {
-		entries int
-		bytes   int64
-	}
+	sinceCheckpoint   lag
+	nextTry           lag // with the journal too busy at the last one; else zero
 	checkpointing     bool
 	checkpointRefused bool              // it was made known
 	checkpointSent    position.Position // of the newest that the journal has taken

@@ -478,6 +478,40 @@ func TestRuleM22_CheckpointIsDue(t *testing.T) {
 	})
 }
 
+// TestRuleM22_CheckpointForABusyLog shows that a log which is too busy for a
+// checkpoint is not offered a new one with every entry that is stored, and that it
+// gets one soon after it has room again.
+func TestRuleM22_CheckpointForABusyLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		h := b.producer("p", 0)
+		next := uint64(0)
+		store := func(entries int) {
+			for range entries {
+				h.producer.Publish(batch("p", next, next))
+				b.ledger.settle(1, nil, true)
+				next++
+			}
+			synctest.Wait()
+		}
+		b.journal.busy = true
+		store(checkpointEntries)
+		if n := b.journal.refused; n < 2 || n > checkpointEntries/2/retryEntries+1 {
+			t.Errorf("%d checkpoints were offered to a busy log while %d entries were stored", n, checkpointEntries/2)
+		}
+		b.journal.busy = false
+		store(retryEntries)
+		if lag := int(b.topic.storedAt.Entry - b.topic.checkpointAt.Entry); lag >= retryEntries {
+			t.Errorf("the checkpoint lags by %d entries though the log has room", lag)
+		}
+		store(checkpointEntries/2 - retryEntries)
+		if n := len(b.disk.records); n != 1 {
+			t.Errorf("%d checkpoints, the next one is not due", n)
+		}
+		b.topic.Close(t.Context(), errors.New("end"))
+	})
+}
+
 // TestRuleM22_BodiesCountAcrossOwners shows that owners who die before a checkpoint
 // is due do not let it lag by more than 64 MiB: the next one counts the bodies of
 // what it replays, though it reads their heads alone.
