@@ -20,12 +20,13 @@ import (
 
 // progress is what clients of one subscription know of it.
 type progress struct {
-	moves  int                            // seeks and deletions asked for
-	moving int                            // of them, not answered
-	acked  map[position.Position]struct{} // answered as durable, and no move asked for since
-	exists bool                           // answered so, and nothing else asked for since
-	gone   bool                           // the same of its deletion
-	asked  int                            // counts what was asked for that makes or ends it
+	moves   int                            // seeks and deletions asked for
+	moving  int                            // of them, not answered
+	acked   map[position.Position]struct{} // answered as durable, and no move asked for since
+	exists  bool                           // answered so, and nothing else asked for since
+	gone    bool                           // the same of its deletion
+	asked   int                            // counts what was asked for that makes or ends it
+	joining int                            // subscribes not answered
 
 	consumer *subscription.Consumer
 }
@@ -127,8 +128,11 @@ func (x *tale) subscribe() {
 	p.asked++
 	asked := p.asked
 	p.gone = false
+	p.joining++
+	alone := p.moving == 0 // else it may be deleted after this has joined it
 	x.mu.Unlock()
 	x.work.Go(func() {
+		defer p.joined(x)
 		c, _, err := t.Subscribe(ctx, SubscribeRequest{
 			Subscription: name, Start: start,
 			Consumer: subscription.ConsumerOptions{Name: "c", Instance: "i", WindowBytes: 1 << 30},
@@ -137,7 +141,7 @@ func (x *tale) subscribe() {
 			return
 		}
 		x.mu.Lock()
-		if p.consumer = c; p.asked == asked {
+		if p.consumer = c; alone && p.asked == asked {
 			p.exists = true
 		}
 		x.mu.Unlock()
@@ -145,6 +149,12 @@ func (x *tale) subscribe() {
 			x.t.Error(err)
 		}
 	})
+}
+
+func (p *progress) joined(x *tale) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	p.joining--
 }
 
 // move forgets what was acknowledged, for it may not hold any more.
@@ -163,6 +173,7 @@ func (x *tale) delete() {
 	asked := p.asked
 	p.exists = false
 	c, byConsumer := p.consumer, x.rng.IntN(2) == 0
+	alone := p.joining == 0 // else a new one may be made after this is deleted
 	x.mu.Unlock()
 	x.work.Go(func() {
 		var err error
@@ -174,7 +185,7 @@ func (x *tale) delete() {
 		x.mu.Lock()
 		defer x.mu.Unlock()
 		p.moving--
-		if err == nil && !byConsumer && p.asked == asked {
+		if err == nil && !byConsumer && alone && p.asked == asked {
 			p.gone = true
 		}
 	})

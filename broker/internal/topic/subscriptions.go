@@ -24,7 +24,7 @@ func Open(ctx context.Context, opts Options, parked bundlelog.Parked) (*Topic, e
 	t := &Topic{
 		opts: opts, ledger: opts.Ledger, producers: state.producers, checkpointAt: state.checkpoint, checkpointSent: state.checkpoint,
 		open: map[string]*Producer{}, subscriptions: map[string]*subscription.Subscription{},
-		readers: map[*subscription.Subscription]struct{}{}, creating: map[string]chan struct{}{},
+		readers: map[*subscription.Subscription]struct{}{}, changing: map[string]chan struct{}{},
 		nextSubscription: max(state.subscriptions.NextID, 1),
 	}
 	t.shared = t.subscriptionOptions()
@@ -86,15 +86,13 @@ func (t *Topic) Subscribe(ctx context.Context, req SubscribeRequest, sink subscr
 			err := t.closing
 			t.mu.Unlock()
 			return nil, false, err
-		case t.creating[req.Subscription] != nil:
-			wait := t.creating[req.Subscription]
+		case t.changing[req.Subscription] != nil:
+			wait := t.changing[req.Subscription]
 			t.mu.Unlock()
-			select {
-			case <-wait:
-				continue
-			case <-ctx.Done():
-				return nil, false, ctx.Err()
+			if err := awaitChange(ctx, wait); err != nil {
+				return nil, false, err
 			}
+			continue
 		case t.subscriptions[req.Subscription] != nil:
 			s := t.subscriptions[req.Subscription]
 			t.mu.Unlock()
@@ -104,7 +102,7 @@ func (t *Topic) Subscribe(ctx context.Context, req SubscribeRequest, sink subscr
 			t.mu.Unlock()
 			return nil, false, fmt.Errorf("%w: %q of %s", ErrNoSubscription, req.Subscription, t.opts.Name)
 		}
-		t.creating[req.Subscription] = make(chan struct{})
+		t.changing[req.Subscription] = make(chan struct{})
 		t.mu.Unlock()
 		if err := t.create(ctx, req); err != nil {
 			return nil, false, fmt.Errorf("create subscription %q of %s: %w", req.Subscription, t.opts.Name, err)
@@ -114,20 +112,20 @@ func (t *Topic) Subscribe(ctx context.Context, req SubscribeRequest, sink subscr
 }
 
 // create makes a durable subscription, first in the journal, then here. Its name
-// is being created until then, or until it fails; also when ctx ends before.
+// is changing until then, or until it fails; also when ctx ends before.
 func (t *Topic) create(ctx context.Context, req SubscribeRequest) error {
 	target, err := subscription.Find(ctx, t.ledger, req.Start)
 	if err != nil {
-		t.created(req.Subscription, nil)
+		t.settled(req.Subscription, nil)
 		return err
 	}
 	durable := make(chan error, 1)
 	err = t.appendCreate(req, target, func(err error) {
-		t.created(req.Subscription, err)
+		t.settled(req.Subscription, err)
 		durable <- err
 	})
 	if err != nil {
-		t.created(req.Subscription, nil)
+		t.settled(req.Subscription, nil)
 		return err
 	}
 	select {
@@ -140,7 +138,7 @@ func (t *Topic) create(ctx context.Context, req SubscribeRequest) error {
 
 // appendCreate makes a subscription that starts at target and appends it to the
 // journal. Once that has taken it, it is part of the topic's state, also of a
-// snapshot; but nobody can join before done, since its name is being created.
+// snapshot; but nobody can join before done, since its name is changing.
 func (t *Topic) appendCreate(req SubscribeRequest, target subscription.Target, done func(error)) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -165,15 +163,15 @@ func (t *Topic) appendCreate(req SubscribeRequest, target subscription.Target, d
 	return nil
 }
 
-// created lets others at a name that was being created. With an error it is not
-// known whether the journal has it: the topic ends.
-func (t *Topic) created(name string, err error) {
+// settled lets others at a name that was changing. With an error it is not known
+// whether the journal has the change: the topic ends.
+func (t *Topic) settled(name string, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	close(t.creating[name])
-	delete(t.creating, name)
+	close(t.changing[name])
+	delete(t.changing, name)
 	if err != nil {
-		t.endLocked(fmt.Errorf("create subscription %q: %w", name, err))
+		t.endLocked(fmt.Errorf("create or delete subscription %q: %w", name, err))
 	}
 }
 
@@ -229,7 +227,7 @@ func (t *Topic) Unsubscribe(ctx context.Context, c *subscription.Consumer) error
 
 // DeleteSubscription deletes a subscription; one with consumers only by force.
 func (t *Topic) DeleteSubscription(ctx context.Context, name string, force bool) error {
-	s, err := t.subscription(name)
+	s, err := t.subscription(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -239,41 +237,54 @@ func (t *Topic) DeleteSubscription(ctx context.Context, name string, force bool)
 	return t.delete(ctx, s)
 }
 
-func (t *Topic) subscription(name string) (*subscription.Subscription, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.closing != nil {
-		return nil, t.closing
+// subscription returns a durable subscription. One that is being created or deleted,
+// perhaps for somebody who has given up waiting, may come to be or not: that is
+// waited for.
+func (t *Topic) subscription(ctx context.Context, name string) (*subscription.Subscription, error) {
+	for {
+		t.mu.Lock()
+		closing, wait, s := t.closing, t.changing[name], t.subscriptions[name]
+		t.mu.Unlock()
+		switch {
+		case closing != nil:
+			return nil, closing
+		case wait != nil:
+			if err := awaitChange(ctx, wait); err != nil {
+				return nil, err
+			}
+		case s == nil:
+			return nil, fmt.Errorf("%w: %q of %s", ErrNoSubscription, name, t.opts.Name)
+		default:
+			return s, nil
+		}
 	}
-	s := t.subscriptions[name]
-	if s == nil || t.creating[name] != nil {
-		return nil, fmt.Errorf("%w: %q of %s", ErrNoSubscription, name, t.opts.Name)
+}
+
+func awaitChange(ctx context.Context, settled <-chan struct{}) error {
+	select {
+	case <-settled:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("the subscription is being created or deleted: %w", ctx.Err())
 	}
-	return s, nil
 }
 
 // delete ends a subscription in the journal, then here. What it still appends in
-// between is about nothing.
+// between is about nothing. Nobody is told that it is gone, neither the caller nor
+// others who ask for it, before the journal has it.
 func (t *Topic) delete(ctx context.Context, s *subscription.Subscription) error {
-	t.mu.Lock()
-	if err := t.closing; err != nil {
-		t.mu.Unlock()
-		return err // the state for the shelf may have been taken
-	}
-	if t.subscriptions[s.Name()] != s {
-		t.mu.Unlock()
-		return nil // somebody else deleted it
-	}
 	durable := make(chan error, 1)
-	record := subscription.Record{Kind: subscription.KindDelete, Data: subscription.AppendDelete(nil, s.ID())}
-	err := t.opts.Journal.Append([]subscription.Record{record}, func(err error) { durable <- err })
-	if err == nil {
-		delete(t.subscriptions, s.Name())
-		t.relistLocked()
-	}
-	t.mu.Unlock()
-	if err != nil {
-		return err // it is as it was
+	for {
+		wait, err := t.appendDelete(s, durable)
+		if err != nil {
+			return err // it is as it was
+		}
+		if wait == nil {
+			break
+		}
+		if err := awaitChange(ctx, wait); err != nil {
+			return err
+		}
 	}
 	s.Close(fmt.Errorf("%w: %q", subscription.ErrDeleted, s.Name()))
 	select {
@@ -284,10 +295,39 @@ func (t *Topic) delete(ctx context.Context, s *subscription.Subscription) error 
 	}
 }
 
+// appendDelete is one try of delete; durable hears what became of it. wait: the name
+// is changing, try again when that is settled.
+func (t *Topic) appendDelete(s *subscription.Subscription, durable chan<- error) (wait <-chan struct{}, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	name := s.Name()
+	switch {
+	case t.closing != nil:
+		return nil, t.closing // the state for the shelf may have been taken
+	case t.changing[name] != nil:
+		return t.changing[name], nil
+	case t.subscriptions[name] != s:
+		durable <- nil // somebody else deleted it
+		return nil, nil
+	}
+	record := subscription.Record{Kind: subscription.KindDelete, Data: subscription.AppendDelete(nil, s.ID())}
+	err = t.opts.Journal.Append([]subscription.Record{record}, func(err error) {
+		t.settled(name, err)
+		durable <- err
+	})
+	if err != nil {
+		return nil, err
+	}
+	t.changing[name] = make(chan struct{})
+	delete(t.subscriptions, name)
+	t.relistLocked()
+	return nil, nil
+}
+
 // Seek moves a subscription and returns where it stands then: everything up to
 // there is acknowledged.
 func (t *Topic) Seek(ctx context.Context, name string, to subscription.Place) (position.Position, error) {
-	s, err := t.subscription(name)
+	s, err := t.subscription(ctx, name)
 	if err != nil {
 		return position.Position{}, err
 	}

@@ -142,7 +142,7 @@ type Topic struct {
 
 	subscriptions    map[string]*subscription.Subscription   // durable ones
 	readers          map[*subscription.Subscription]struct{} // others
-	creating         map[string]chan struct{}                // names being created; closed when done
+	changing         map[string]chan struct{}                // names being created or deleted; closed when the journal has it
 	nextSubscription uint64                                  // id
 
 	listeners atomic.Pointer[[]*subscription.Subscription] // all of them
