@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/semaphore"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 
 	"github.com/magnetar-io/magnetar/bookie/ensemble"
@@ -141,6 +142,7 @@ type Broker struct {
 	budget  *chain.Budget
 	reads   *semaphore.Weighted
 	opening *semaphore.Weighted // topics opened in the background at a time
+	looks   *rate.Limiter       // at topics that may have to be opened so
 
 	logMetrics          *bundlelog.Metrics
 	ledgerMetrics       *managedledger.Metrics
@@ -173,6 +175,7 @@ func New(opts Options) (*Broker, error) {
 		budget:  chain.NewBudget(opts.MemoryBytes / 4),
 		reads:   semaphore.NewWeighted(opts.MemoryBytes / 4),
 		opening: semaphore.NewWeighted(backgroundOpens),
+		looks:   rate.NewLimiter(unclosedRate, unclosedBurst),
 
 		logMetrics:          bundlelog.NewMetrics(opts.Metrics),
 		ledgerMetrics:       managedledger.NewMetrics(opts.Metrics),

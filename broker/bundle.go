@@ -8,7 +8,6 @@ import (
 	"sync/atomic"
 
 	"github.com/hashicorp/go-hclog"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/magnetar-io/magnetar/bookie/ledger"
 	"github.com/magnetar-io/magnetar/broker/internal/bundlelog"
@@ -20,7 +19,6 @@ import (
 	"github.com/magnetar-io/magnetar/discovery/meta"
 	"github.com/magnetar-io/magnetar/internal/rpcerr"
 	"github.com/magnetar-io/magnetar/internal/topicname"
-	metav1 "github.com/magnetar-io/magnetar/proto/meta/v1"
 )
 
 // errTopicDeleted reports a topic that was deleted.
@@ -482,48 +480,4 @@ func (o *ownedBundle) openTopics() []*topic.Topic {
 		}
 	}
 	return out
-}
-
-// openUnclosed opens, in the background and a few at a time, every topic of the
-// bundle whose last ledger is not closed (M19): its tail is recovered before
-// somebody has to wait for it, and no bookie keeps an open end for long.
-func (o *ownedBundle) openUnclosed() {
-	topics, err := o.b.catalog.TopicsOf(o.ctx, o.bundle)
-	if err != nil {
-		o.log.Warn("topics left open by the last owner are recovered only when asked for", "error", err)
-		return
-	}
-	o.finishDeletions()
-	for _, t := range topics {
-		unclosed, err := o.hasUnclosed(t.ID)
-		if err != nil || !unclosed || t.Deleting {
-			continue
-		}
-		if err := o.b.opening.Acquire(o.ctx, 1); err != nil {
-			return
-		}
-		_, err = o.topic(o.ctx, t.Name)
-		o.b.opening.Release(1)
-		if o.ctx.Err() != nil {
-			return
-		}
-		if err != nil {
-			o.log.Warn("topic left open by the last owner cannot be opened yet", "topic", t.Name.String(), "error", err)
-		}
-	}
-}
-
-// hasUnclosed reports whether a link of a topic's chain is not closed.
-func (o *ownedBundle) hasUnclosed(id uint64) (bool, error) {
-	kvs, _, err := o.b.opts.Store.Range(o.ctx, o.b.opts.Layout.Chain(id), "", 0)
-	if err != nil {
-		return false, err
-	}
-	for _, kv := range kvs {
-		var link metav1.ChainLink
-		if err := proto.Unmarshal(kv.Value, &link); err == nil && !link.GetClosed() {
-			return true, nil
-		}
-	}
-	return false, nil
 }

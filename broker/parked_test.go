@@ -324,7 +324,7 @@ func TestSweepHasItsRate(t *testing.T) {
 		}
 		b := a.handTo("b", last)
 		w.until("all bundles are open", time.Minute, func() bool { return len(b.owned()) == catalog.DefaultBundles })
-		synctest.Wait() // what was left open by a was looked for
+		time.Sleep(2 * topics / unclosedRate * time.Second) // what was left open by a was looked for
 		var mu sync.Mutex
 		reads, most := 0, 0 // in one second
 		second := int64(0)
