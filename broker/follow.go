@@ -8,18 +8,17 @@ import (
 )
 
 // follow calls written for every record under prefix that is written from now on,
-// until ctx ends. What is written between a watch that broke off and the next one is
-// not told: missed is called to look for it, again until it succeeds.
+// until ctx ends. What is written before a watch stands is not told, be it the first
+// or one after another broke off: missed is called to look for it, again until it
+// succeeds. The first may stand late, when much is open already.
 func (b *Broker) follow(ctx context.Context, prefix string, written func(meta.Event), missed func(context.Context) error) {
-	again := false
 	for ctx.Err() == nil {
 		_, from, err := b.opts.Store.Range(ctx, prefix, "", 1)
-		if err == nil && again {
+		if err == nil {
 			err = missed(ctx)
 		}
 		if err == nil {
 			err = b.followFrom(ctx, prefix, from, written)
-			again = true
 		}
 		if ctx.Err() != nil {
 			return
