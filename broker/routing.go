@@ -31,11 +31,17 @@ func (b *Broker) watchRouting(ctx context.Context) {
 		m, err := b.catalog.DecodeMap(e.KV)
 		switch {
 		case err != nil:
-			b.log.Error("map of a partitioned topic cannot be read: batches made for its last one are taken", "key", e.Key, "error", err)
+			b.unreadMap(e.Key, err)
 		case m.RoutingVersion > 1: // the first one is older than whatever is open
 			b.route(m)
 		}
 	}, b.readRoutes)
+}
+
+// unreadMap tells that a map is broken, or of a newer version. It keeps nobody from
+// hearing of the others.
+func (b *Broker) unreadMap(key string, err error) {
+	b.log.Error("map of a partitioned topic cannot be read: batches made for its last one are taken", "key", key, "error", err)
 }
 
 // route tells the partitions of a topic that are open here, or are being opened,
@@ -49,7 +55,8 @@ func (b *Broker) route(m catalog.Map) {
 	}
 }
 
-// readRoutes reads the maps of all partitions open here.
+// readRoutes reads the maps of all partitions open here. An error is one of the
+// metadata store.
 func (b *Broker) readRoutes(ctx context.Context) error {
 	maps := map[topicname.Name]bool{}
 	for _, o := range b.owned() {
@@ -59,11 +66,15 @@ func (b *Broker) readRoutes(ctx context.Context) error {
 	}
 	for name := range maps {
 		m, err := b.catalog.Map(ctx, name)
+		if errors.Is(err, meta.ErrUnavailable) {
+			return err
+		}
 		if errors.Is(err, rpcerr.ErrNotFound) {
 			continue // it is being deleted
 		}
 		if err != nil {
-			return err
+			b.unreadMap(b.opts.Layout.PartitionedTopic(name.NamespaceName(), name.Local), err)
+			continue
 		}
 		b.route(m)
 	}

@@ -42,7 +42,13 @@ func (w *world) reroute(name topicname.Name, version uint64) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	txn := meta.Txn{Conds: []meta.Cond{{Key: key, Revision: kv.Revision}}, Ops: []meta.Op{{Key: key, Value: value}}}
+	w.rewrite(kv, value)
+}
+
+// rewrite gives a record another value.
+func (w *world) rewrite(kv meta.KV, value []byte) {
+	w.t.Helper()
+	txn := meta.Txn{Conds: []meta.Cond{{Key: kv.Key, Revision: kv.Revision}}, Ops: []meta.Op{{Key: kv.Key, Value: value}}}
 	if res, err := w.store.Txn(w.t.Context(), txn); err != nil || !res.Done {
 		w.t.Fatal(res, err)
 	}
@@ -128,6 +134,44 @@ func TestRuleM32_StaleRoutingIsRefused(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		if !first.routed(t, 4, 3) {
 			t.Error("a change that the watch missed was not looked for")
+		}
+	})
+}
+
+// TestRuleM32_BrokenMapStopsOnlyItsTopic shows that a map which cannot be read keeps
+// a broker whose watch broke off from hearing of no other topic's.
+func TestRuleM32_BrokenMapStopsOnlyItsTopic(t *testing.T) {
+	story(t, func(t *testing.T, w *world) {
+		a := w.start("a")
+		var open [2]*sink
+		base := [2]topicname.Name{w.partitioned("broken", 1), w.partitioned("orders", 1)}
+		for i, name := range base {
+			open[i] = a.ready(name.WithPartition(0)).publish(name.WithPartition(0), "p", 1)
+		}
+		w.onCall(func(c meta.Call) meta.Fault {
+			if c.Client == "a" && c.Key == keys.AllPartitionedTopics() {
+				return meta.Fault{Err: meta.ErrUnavailable}
+			}
+			return meta.Fault{}
+		})
+		kv, err := w.store.Get(t.Context(), keys.PartitionedTopic(base[0].NamespaceName(), base[0].Local))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.rewrite(kv, []byte{0xff})
+		w.reroute(base[1], 2)
+		w.onCall(nil)
+		time.Sleep(5 * time.Second)
+		if !open[1].routed(t, 1, 1) {
+			t.Error("a batch for an older map was taken")
+		}
+		if open[0].routed(t, 1, 1) {
+			t.Error("a batch for the last map that could be read was refused")
+		}
+		w.reroute(base[1], 3)
+		synctest.Wait()
+		if !open[1].routed(t, 1, 2) {
+			t.Error("the watch does not stand again")
 		}
 	})
 }
