@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"errors"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -14,6 +15,7 @@ import (
 	"github.com/magnetar-io/magnetar/broker/internal/topic"
 	"github.com/magnetar-io/magnetar/discovery"
 	"github.com/magnetar-io/magnetar/discovery/meta"
+	"github.com/magnetar-io/magnetar/internal/rpcerr"
 	"github.com/magnetar-io/magnetar/internal/topicname"
 )
 
@@ -277,6 +279,36 @@ func TestDeletionMarkedWhileTheBundleOpens(t *testing.T) {
 			kv, err := w.store.Get(t.Context(), w.catalog.TopicKey(name))
 			return err == nil && !kv.Exists()
 		})
+	})
+}
+
+// A deletion that was broken off is taken up again, also while the policy of the
+// namespace, which says nothing of it, cannot be read.
+func TestDeletionGoesOnWithoutAPolicy(t *testing.T) {
+	story(t, func(t *testing.T, w *world) {
+		a := w.start("a")
+		name := w.topic("orders")
+		a.open(w.bundleOf(name))
+		a.publish(name, "p", 3)
+		tries, chain := 0, keys.Chain(w.idOf(name))
+		w.onCall(func(c meta.Call) meta.Fault {
+			switch {
+			case c.Client == "a" && c.Key == keys.Namespace(name.NamespaceName()):
+				return meta.Fault{Err: meta.ErrUnavailable}
+			case c.Client == "a" && c.Kind == meta.CallRange && c.Key == chain:
+				if tries++; tries == 1 {
+					return meta.Fault{Err: meta.ErrUnavailable}
+				}
+			}
+			return meta.Fault{}
+		})
+		if _, err := w.catalog.MarkDeleting(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(3 * trimEvery)
+		if _, err := w.catalog.Topic(t.Context(), name); !errors.Is(err, rpcerr.ErrNotFound) || tries < 2 {
+			t.Errorf("after %d tries the topic is there: %v", tries, err)
+		}
 	})
 }
 

@@ -30,15 +30,15 @@ func (b *Broker) trimOpen(ctx context.Context) {
 }
 
 func (b *Broker) trimBundle(ctx context.Context, o *ownedBundle, policies policies) {
-	r, err := policies.of(ctx, b, o.bundle.Namespace)
-	if err != nil {
-		return // nothing is deleted while the policy cannot be read
-	}
 	o.mu.Lock()
 	broken := o.deletions.failed
 	o.mu.Unlock()
 	if broken {
 		o.finishDeletions()
+	}
+	r, err := policies.of(ctx, b, o.bundle.Namespace)
+	if err != nil {
+		return // nothing is trimmed while the policy cannot be read
 	}
 	for _, t := range o.openTopics() {
 		n, err := t.Trim(ctx, r)
