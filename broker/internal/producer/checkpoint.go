@@ -1,6 +1,7 @@
 package producer
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -20,7 +21,8 @@ var ErrCorrupt = errors.New("producer: corrupt checkpoint")
 //	producer   | nameBytes | name | epoch | last | spans | span … |
 //	span       | first | last−first | position |
 //
-// flags: 1 = producers have been forgotten. Spans are oldest first.
+// flags: 1 = producers have been forgotten. Producers stand in the order in which
+// they are to be forgotten, the longest silent first; spans are oldest first.
 const (
 	checkpointVersion = 1
 	flagForgetful     = 1
@@ -35,8 +37,9 @@ func (r *Registry) AppendCheckpoint(dst []byte, p position.Position) []byte {
 	}
 	dst = append(dst, checkpointVersion, flags)
 	dst = position.Append(dst, p)
-	names := slices.Sorted(maps.Keys(r.byName))
+	names := slices.Collect(maps.Keys(r.byName))
 	names = slices.DeleteFunc(names, func(n string) bool { return !r.byName[n].stored })
+	slices.SortFunc(names, func(a, b string) int { return cmp.Compare(r.byName[a].touched, r.byName[b].touched) })
 	dst = binary.AppendUvarint(dst, uint64(len(names)))
 	for _, name := range names {
 		s := r.byName[name]

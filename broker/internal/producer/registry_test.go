@@ -184,6 +184,33 @@ func TestRuleM22_CheckpointAndReplay(t *testing.T) {
 	})
 }
 
+// TestForgettingGoesOnInOrder shows that a registry restored from a checkpoint forgets
+// the producer that was silent longest, as the one before would have, whatever their
+// names are.
+func TestForgettingGoesOnInOrder(t *testing.T) {
+	r := New(4)
+	for i, name := range []string{"y", "z", "a", "x", "y"} {
+		b := Batch{First: uint64(i), Last: uint64(i)}
+		r.Taken(name, b, nil)
+		r.Stored(name, at(uint64(i)))
+	}
+	again := New(4)
+	if _, err := again.Restore(r.AppendCheckpoint(nil, at(4))); err != nil {
+		t.Fatal(err)
+	}
+	for newcomer, forgotten := range []string{"z", "a", "x", "y"} {
+		if _, stored := again.Last(forgotten); !stored {
+			t.Fatalf("%q is forgotten before its turn", forgotten)
+		}
+		if _, _, _, err := again.Open(fmt.Sprint(newcomer), 0); err != nil {
+			t.Fatal(err)
+		}
+		if _, stored := again.Last(forgotten); stored {
+			t.Errorf("%q was silent longest and is not forgotten", forgotten)
+		}
+	}
+}
+
 // TestCheckpointIsBounded shows that as many producers as a topic remembers, each
 // with a full window, positions and sequence ids as large as they get, and names
 // as long as there are, fit in what the bundle log takes at once; that none of them
