@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"runtime"
 	"strings"
@@ -84,6 +85,7 @@ func TestRuleA2_DamagedAddIsRefused(t *testing.T) {
 		"cut body":    func(a *ledger.Add) { a.Body = a.Body[:5] },
 		"ledger 0":    func(a *ledger.Add) { a.Envelope.Ledger = 0 },
 		"entry -1":    func(a *ledger.Add) { a.Envelope.Entry = -1 },
+		"entry 1<<62": func(a *ledger.Add) { a.Envelope.Entry = ledger.MaxEntry + 1 },
 		"own LAC":     func(a *ledger.Add) { a.Envelope.LAC = a.Envelope.Entry },
 	} {
 		a := entryOf(7, 3, 100)
@@ -95,6 +97,26 @@ func TestRuleA2_DamagedAddIsRefused(t *testing.T) {
 	}
 	if got := statuses(t, n, ledger.ReadRequest{Ledger: 7, First: 3, Last: 3}); got != "A" {
 		t.Errorf("the refused entry reads %s", got)
+	}
+}
+
+// TestLastEntryID shows that an entry with the highest id is read like any other,
+// to the end of what was asked, and that nothing is looked for beyond it.
+func TestLastEntryID(t *testing.T) {
+	n := openNode(t, testOptions(vfs.NewMem()))
+	a := entryOf(7, ledger.MaxEntry, 100)
+	a.Envelope.TotalBytes, a.Create = 1<<40, true
+	if err := add(t, n, a); err != nil {
+		t.Fatal(err)
+	}
+	for _, fence := range []int64{0, 1} {
+		if got := statuses(t, n, ledger.ReadRequest{Ledger: 7, First: ledger.MaxEntry, Last: math.MaxInt64, FenceTerm: fence}); !strings.HasPrefix(got, "FA") {
+			t.Errorf("with fence %d: %.10s, want found, then absent", fence, got)
+		}
+		_, err := n.Read(testContext(t), ledger.ReadRequest{Ledger: 7, First: math.MaxInt64, Last: math.MaxInt64, FenceTerm: fence})
+		if !errors.Is(err, wire.ErrInvalid) {
+			t.Errorf("beyond the highest id, with fence %d: %v, want ErrInvalid", fence, err)
+		}
 	}
 }
 

@@ -30,7 +30,7 @@ const (
 // It waits, until ctx ends, while too many bytes are being read. ErrDeleted,
 // ErrFenced (a higher term exists).
 func (n *Node) Read(ctx context.Context, r ledger.ReadRequest) (ledger.ReadReply, error) {
-	if r.Ledger < 1 || r.First < 0 || r.Last < r.First || r.FenceTerm < 0 || r.MaxBytes < 0 || r.HeadBytes < 0 {
+	if r.Ledger < 1 || r.First < 0 || r.First > ledger.MaxEntry || r.Last < r.First || r.FenceTerm < 0 || r.MaxBytes < 0 || r.HeadBytes < 0 {
 		return ledger.ReadReply{}, fmt.Errorf("read entries %d to %d of ledger %d: %w", r.First, r.Last, r.Ledger, wire.ErrInvalid)
 	}
 	if limit := int(min(maxReadBytes, n.reading.limit/2)); r.MaxBytes == 0 || r.MaxBytes > limit {

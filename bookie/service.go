@@ -80,8 +80,13 @@ func (s *service) Fence(ctx context.Context, r *bookiev1.FenceRequest) (*bookiev
 	}.Build(), nil
 }
 
-// chunkBytes is about how much of a read travels in one message.
-const chunkBytes = 512 << 10
+const (
+	// chunkBytes is about how much of a read travels in one message.
+	chunkBytes = 512 << 10
+	// maxRunEntries is after how many entries a read ends, found or not: a recovery
+	// read may ask for more than there are numbers.
+	maxRunEntries = 1 << 16
+)
 
 func (s *service) Read(r *bookiev1.ReadRequest, stream grpc.ServerStreamingServer[bookiev1.ReadResponse]) error {
 	limit := int(r.GetMaxBytes())
@@ -98,7 +103,7 @@ func (s *service) Read(r *bookiev1.ReadRequest, stream grpc.ServerStreamingServe
 	if err := s.node.checkIncarnation(r.GetIncarnation()); err != nil {
 		return sendReadError(stream, request.First, err)
 	}
-	for sent := 0; ; {
+	for sent, entries := 0, 0; ; {
 		request.MaxBytes = min(limit-sent, chunkBytes)
 		reply, err := s.node.Read(stream.Context(), request)
 		if err != nil && sent > 0 {
@@ -111,9 +116,9 @@ func (s *service) Read(r *bookiev1.ReadRequest, stream grpc.ServerStreamingServe
 		if err := stream.SendMsg(frame); err != nil {
 			return err
 		}
-		sent += bytes
+		sent, entries = sent+bytes, entries+len(reply.Entries)
 		request.First += ledger.EntryID(len(reply.Entries))
-		if request.First > request.Last || sent >= limit || endsRun(reply.Entries, request.FenceTerm > 0) {
+		if request.First > request.Last || sent >= limit || entries >= maxRunEntries || endsRun(reply.Entries, request.FenceTerm > 0) {
 			return nil
 		}
 	}

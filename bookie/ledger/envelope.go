@@ -80,7 +80,7 @@ func DecodeEnvelope(b []byte) (Envelope, error) {
 // Validate reports fields that no stored entry can have (ErrCorrupt). Its
 // checksums are not looked at.
 func (e *Envelope) Validate() error {
-	if e.Ledger < 1 || e.Entry < 0 || e.LAC < NoEntry || e.LAC >= e.Entry || e.BodyBytes > MaxBodyBytes ||
+	if e.Ledger < 1 || e.Entry < 0 || e.Entry > MaxEntry || e.LAC < NoEntry || e.LAC >= e.Entry || e.BodyBytes > MaxBodyBytes ||
 		e.TotalBytes < int64(e.BodyBytes) || e.Class > Control {
 		return fmt.Errorf("envelope of entry %d of ledger %d out of range: %w", e.Entry, e.Ledger, ErrCorrupt)
 	}

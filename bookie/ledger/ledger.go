@@ -22,6 +22,10 @@ type EntryID int64
 // NoEntry is the EntryID before the first.
 const NoEntry EntryID = -1
 
+// MaxEntry bounds the ids of entries, so that an id and a count never add up to
+// more than an EntryID holds, whatever a peer sends.
+const MaxEntry EntryID = 1<<62 - 1
+
 var (
 	// ErrFenced reports that another writer took the ledger over. Adds in flight
 	// may or may not be stored; only recovery decides. Stop writing, do not retry.

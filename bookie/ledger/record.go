@@ -136,7 +136,7 @@ func (m *Metadata) Validate() error {
 		fault("unknown class %d", m.Class)
 	}
 	switch {
-	case m.State == Closed && (m.LastEntry < NoEntry || m.Length < 0 || m.LastEntry == NoEntry && m.Length != 0):
+	case m.State == Closed && (m.LastEntry < NoEntry || m.LastEntry > MaxEntry || m.Length < 0 || m.LastEntry == NoEntry && m.Length != 0):
 		fault("closed at entry %d with %d bytes", m.LastEntry, m.Length)
 	case m.State != Closed && (m.LastEntry != NoEntry || m.Length != 0):
 		fault("%v, yet it has a last entry %d and %d bytes", m.State, m.LastEntry, m.Length)
@@ -170,6 +170,8 @@ func (m *Metadata) validateFragments(fault func(string, ...any)) {
 			fault("the first fragment starts at entry %d", f.First)
 		case i > 0 && f.First <= m.Fragments[i-1].First:
 			fault("fragment %d starts at entry %d, not above the one before", i, f.First)
+		case f.First > MaxEntry:
+			fault("fragment %d starts at entry %d, at most %d", i, f.First, MaxEntry)
 		}
 		if len(f.Ensemble) != m.Quorum.Write {
 			fault("fragment %d has %d slots, want %d", i, len(f.Ensemble), m.Quorum.Write)
