@@ -84,8 +84,8 @@ func (l Layout) ParseTopic(namespace, key string) (hash uint32, local string, ok
 	if !ok || len(rest) < 10 || rest[8] != '/' {
 		return 0, "", false
 	}
-	h, err := strconv.ParseUint(rest[:8], 16, 32)
-	return uint32(h), rest[9:], err == nil
+	h, ok := number(rest[:8], 8)
+	return uint32(h), rest[9:], ok
 }
 
 // AllTopics is the prefix of the topic partitions of all namespaces.
@@ -98,8 +98,8 @@ func (l Layout) ParseAnyTopic(key string) (namespace string, hash uint32, ok boo
 	if !ok || len(parts) != 4 {
 		return "", 0, false
 	}
-	h, err := strconv.ParseUint(parts[2], 16, 32)
-	return parts[0] + "/" + parts[1], uint32(h), err == nil && len(parts[2]) == 8
+	h, ok := number(parts[2], 8)
+	return parts[0] + "/" + parts[1], uint32(h), ok
 }
 
 // AllPartitionedTopics is the prefix of the partitioned topics of all namespaces.
@@ -136,11 +136,10 @@ func (l Layout) ChainLink(topic uint64, sequence uint64) string {
 // ParseChainLink returns the sequence of a key under Chain(topic).
 func (l Layout) ParseChainLink(topic uint64, key string) (uint64, bool) {
 	rest, ok := strings.CutPrefix(key, l.Chain(topic))
-	if !ok || len(rest) != 16 {
+	if !ok {
 		return 0, false
 	}
-	n, err := strconv.ParseUint(rest, 16, 64)
-	return n, err == nil
+	return number(rest, 16)
 }
 
 // Bundles is the prefix of the bundle records of a namespace; of all for "".
@@ -180,9 +179,13 @@ func (l Layout) Ledger(id int64) string { return fmt.Sprintf("%s%016x", l.Ledger
 // ParseLedger returns the id of a key under Ledgers.
 func (l Layout) ParseLedger(key string) (int64, bool) {
 	rest, ok := strings.CutPrefix(key, l.Ledgers())
-	if !ok || len(rest) != 16 {
-		return 0, false
-	}
-	n, err := strconv.ParseUint(rest, 16, 63)
-	return int64(n), err == nil
+	n, whole := number(rest, 16)
+	return int64(n), ok && whole && int64(n) > 0
+}
+
+// number reads so many lower-case hex digits, the only way this package writes a
+// number: a key in other letters would name the same thing twice.
+func number(text string, digits int) (uint64, bool) {
+	n, err := strconv.ParseUint(text, 16, 64)
+	return n, err == nil && len(text) == digits && text == strings.ToLower(text)
 }
