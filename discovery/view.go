@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/magnetar-io/magnetar/bookie/ledger"
 	"github.com/magnetar-io/magnetar/discovery/bundle"
 	"github.com/magnetar-io/magnetar/discovery/catalog"
 	"github.com/magnetar-io/magnetar/discovery/meta"
@@ -265,10 +266,15 @@ func (v *View) seeBroker(kv meta.KV) {
 	v.brokers[id] = b
 }
 
+// decodeBroker reads a broker's record. One without an id or a session is none: to
+// have neither is how an owner record says that there is no owner.
 func decodeBroker(id string, kv meta.KV) (BrokerInfo, error) {
 	var r metav1.Broker
 	if err := proto.Unmarshal(kv.Value, &r); err != nil {
-		return BrokerInfo{}, fmt.Errorf("record at %s: %w", kv.Key, err)
+		return BrokerInfo{}, fmt.Errorf("record at %s: %v: %w", kv.Key, err, ledger.ErrCorrupt)
+	}
+	if id == "" || r.GetSession() == "" {
+		return BrokerInfo{}, fmt.Errorf("record at %s: broker %q of session %q: %w", kv.Key, id, r.GetSession(), ledger.ErrCorrupt)
 	}
 	return BrokerInfo{
 		ID: id, Session: r.GetSession(), Address: r.GetAddress(), HTTPAddress: r.GetHttpAddress(),
