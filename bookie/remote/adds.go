@@ -301,8 +301,8 @@ func (s *adds) receive(r *run, response *bookiev1.WriteResponse) error {
 			break
 		}
 		verdict := wire.ErrorOf(result.GetStatus(), result.GetMessage())
-		for e := first; e <= last; e++ {
-			p := s.answeredLocked(key{ledger.ID(result.GetLedger()), e})
+		for i := range last - first + 1 {
+			p := s.answeredLocked(key{ledger.ID(result.GetLedger()), first + i})
 			if p != nil && !p.settled {
 				p.settled = true
 				answers = append(answers, settled{p, verdict})

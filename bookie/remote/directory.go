@@ -141,7 +141,11 @@ func (d *Directory) replace(kvs []meta.KV) {
 func (d *Directory) update(kv meta.KV) {
 	id := strings.TrimPrefix(kv.Key, d.opts.Layout.Bookies())
 	var record metav1.Bookie
-	if err := proto.Unmarshal(kv.Value, &record); err != nil {
+	err := proto.Unmarshal(kv.Value, &record)
+	if err == nil && kv.Exists() && (id == "" || record.GetIncarnation() == "") {
+		err = fmt.Errorf("incarnation %q: %w", record.GetIncarnation(), ledger.ErrCorrupt)
+	}
+	if err != nil {
 		d.log.Error("record of a bookie cannot be read, passed over", "bookie", id, "error", err)
 		return
 	}
