@@ -155,6 +155,9 @@ func readStarts(files vfs.FS, dir string) (starts, error) {
 		}
 		return nil
 	})
+	if err == nil && s.registered > s.count {
+		err = fmt.Errorf("%s: start %d is registered, of %d: %w", filepath.Join(dir, startsFile), s.registered, s.count, ledger.ErrCorrupt)
+	}
 	return s, err
 }
 
