@@ -102,15 +102,19 @@ func consume(stream brokerv1.Messaging_ConsumeServer, t topics, log hclog.Logger
 	return err
 }
 
+// receive takes requests until the client closes the stream or breaks its rules. A
+// request comes as a Frame, which bounds it, though it never has a payload.
 func (s *consumeStream) receive(ctx context.Context, stream brokerv1.Messaging_ConsumeServer) error {
 	for {
 		req := &brokerv1.ConsumeRequest{}
-		if err := stream.RecvMsg(req); err != nil {
+		frame := rpc.Frame{Head: req}
+		if err := stream.RecvMsg(&frame); err != nil {
 			if errors.Is(err, io.EOF) || stream.Context().Err() != nil {
 				return nil
 			}
 			return err
 		}
+		frame.Free()
 		if err := s.handle(ctx, req); err != nil {
 			return err
 		}
@@ -395,7 +399,7 @@ func (s *consumeStream) send(stream brokerv1.Messaging_ConsumeServer, events []c
 			d.from, d.epoch = e.from, e.epoch
 		}
 		for _, entry := range e.entries {
-			if d.bytes+len(entry.Body) > maxDeliveryBytes {
+			if d.bytes+deliveryBytes(entry) > maxDeliveryBytes {
 				if err := d.flush(stream); err != nil {
 					return err
 				}
@@ -437,8 +441,12 @@ func (d *delivery) add(e subscription.Delivery) {
 	}
 	d.entries = append(d.entries, m)
 	d.payload = append(d.payload, e.Body)
-	d.bytes += len(e.Body)
+	d.bytes += deliveryBytes(e)
 }
+
+// deliveryBytes is what an entry takes of maxDeliveryBytes: which messages are left
+// of a batch that compresses well may be more than its body.
+func deliveryBytes(e subscription.Delivery) int { return len(e.Body) + 8*len(e.Left) }
 
 func (d *delivery) flush(stream brokerv1.Messaging_ConsumeServer) error {
 	if len(d.entries) == 0 {

@@ -69,8 +69,12 @@ type ackGroup struct {
 	err  error
 }
 
-// maxAckPositions bounds the positions of one request.
-const maxAckPositions = 4096
+// maxAckPositions and maxAckBytes bound the positions of one request; the broker
+// refuses one above 1 MiB.
+const (
+	maxAckPositions = 4096
+	maxAckBytes     = 512 << 10
+)
 
 // due reports whether a request is to be sent.
 func (a *acks) due() bool {
@@ -226,7 +230,11 @@ func (a *acks) take(id uint64) *brokerv1.Ack {
 }
 
 func (a *acks) takeDirty(f *flight) []*brokerv1.AckPosition {
-	n := min(len(a.dirty), maxAckPositions)
+	n, bytes := 0, 0
+	for n < min(len(a.dirty), maxAckPositions) && bytes < maxAckBytes {
+		bytes += 32 + 8*len(a.dirty[n].left)
+		n++
+	}
 	f.entries = append(f.entries, a.dirty[:n]...)
 	a.dirty = append(a.dirty[:0], a.dirty[n:]...)
 	positions := make([]*brokerv1.AckPosition, n)

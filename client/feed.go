@@ -267,14 +267,15 @@ func (f *feed) pull(from *link, id uint64, p *parcel) (more bool) {
 		ack.SetConsumerId(id)
 		p.messages = append(p.messages, brokerv1.ConsumeRequest_builder{Ack: ack}.Build())
 	}
-	if len(f.redeliver) > 0 {
-		again := brokerv1.Redeliver_builder{ConsumerId: &id}.Build()
-		for _, at := range f.redeliver {
-			again.SetPositions(append(again.GetPositions(), ackPosition(at, nil)))
+	for places := range slices.Chunk(f.redeliver, maxAckPositions) {
+		positions := make([]*brokerv1.AckPosition, len(places))
+		for i, at := range places {
+			positions[i] = ackPosition(at, nil)
 		}
-		f.redeliver = nil
+		again := brokerv1.Redeliver_builder{ConsumerId: &id, Positions: positions}.Build()
 		p.messages = append(p.messages, brokerv1.ConsumeRequest_builder{Redeliver: again}.Build())
 	}
+	f.redeliver = nil
 	p.bytes += 1 << 10 // so that one round does not take in all of a thousand feeds
 	return false
 }

@@ -234,7 +234,7 @@ func TestHostileFrames(t *testing.T) {
 		{0xff},                           // half a tag
 		append(bytes.Clone(whole), 0x0a), // trailing tag
 		{0x0a, 0x01, 0xff},               // a string that is not UTF-8
-		append([]byte{0x0a, 0x81, 0x80, 0x80, 0x02}, make([]byte, MaxHeadBytes+1)...), // a head of more than the limit
+		append(protowire.AppendVarint([]byte{0x0a}, MaxHeadBytes+1), make([]byte, MaxHeadBytes+1)...), // a head of more than the limit
 	}
 	for n := 1; n < len(whole)-1; n += 7 {
 		bad = append(bad, whole[:n])

@@ -14,8 +14,9 @@ import (
 // PayloadField is the number of the bytes field that is carried by reference.
 const PayloadField = 15
 
-// MaxHeadBytes bounds what of a received Frame is not payload.
-const MaxHeadBytes = 4 << 20
+// MaxHeadBytes bounds what of a received Frame is not payload. Decoded, a head of
+// two-byte messages takes sixty times its size.
+const MaxHeadBytes = 1 << 20
 
 // Frame is a message in transit: Head with its payload field left empty, and the
 // bytes of that field apart. It is for one goroutine at a time.
