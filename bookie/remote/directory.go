@@ -142,8 +142,8 @@ func (d *Directory) update(kv meta.KV) {
 	id := strings.TrimPrefix(kv.Key, d.opts.Layout.Bookies())
 	var record metav1.Bookie
 	err := proto.Unmarshal(kv.Value, &record)
-	if err == nil && kv.Exists() && (id == "" || record.GetIncarnation() == "") {
-		err = fmt.Errorf("incarnation %q: %w", record.GetIncarnation(), ledger.ErrCorrupt)
+	if err == nil && kv.Exists() && (id == "" || record.GetIncarnation() == "" || record.GetAddress() == "") {
+		err = fmt.Errorf("incarnation %q at address %q: %w", record.GetIncarnation(), record.GetAddress(), ledger.ErrCorrupt)
 	}
 	if err != nil {
 		d.log.Error("record of a bookie cannot be read, passed over", "bookie", id, "error", err)
