@@ -7,6 +7,7 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -31,15 +32,18 @@ type exposed map[string][]string // name, as in an expression, to its labels
 // target are the labels that Prometheus gives every series it scrapes.
 var target = []string{"job", "instance"}
 
-// recorder is a registry that notes the name and the labels of what is registered,
-// for those too that have no series yet.
+// recorder is a registry that notes the name, the labels and the help of what is
+// registered, for those too that have no series yet.
 type recorder struct {
 	*prometheus.Registry
-	found exposed
+	found  exposed
+	help   map[string]string
+	labels map[string]string // that vary
+	kinds  map[string]string // counter, gauge or histogram, of what has series
 }
 
 // described is how a description prints; it has no other way to tell its name.
-var described = regexp.MustCompile(`fqName: "(\w+)", .*constLabels: \{(.*)\}, variableLabels: \{(.*)\}\}$`)
+var described = regexp.MustCompile(`fqName: "(\w+)", help: (".*"), unit: "\w*", constLabels: \{(.*)\}, variableLabels: \{(.*)\}\}$`)
 
 func (r *recorder) Register(c prometheus.Collector) error {
 	descriptions := make(chan *prometheus.Desc)
@@ -52,12 +56,14 @@ func (r *recorder) Register(c prometheus.Collector) error {
 			continue
 		}
 		labels := slices.Clone(target)
-		for _, pair := range strings.Split(m[2]+","+m[3], ",") {
+		for _, pair := range strings.Split(m[3]+","+m[4], ",") {
 			if name, _, _ := strings.Cut(pair, "="); name != "" {
 				labels = append(labels, name)
 			}
 		}
-		r.found[m[1]] = labels
+		help, err := strconv.Unquote(m[2])
+		unread = errors.Join(unread, err)
+		r.found[m[1]], r.help[m[1]], r.labels[m[1]] = labels, help, m[4]
 	}
 	return errors.Join(unread, r.Registry.Register(c))
 }
@@ -70,15 +76,16 @@ func (r *recorder) MustRegister(all ...prometheus.Collector) {
 	}
 }
 
-// registeredMetrics are those of a bookie and of a broker, made as their processes
-// make them, and of what every process has besides.
-func registeredMetrics(t *testing.T) exposed {
+// register makes a bookie and a broker as their processes make them, and what every
+// process has besides, and returns the registry, filled, once they are gone.
+func register(t *testing.T) *recorder {
 	t.Helper()
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	log := hclog.NewNullLogger()
-	r := &recorder{Registry: process.New(log, nil).Registry, found: exposed{"up": target}} // up comes from the scrape
+	r := &recorder{Registry: process.New(log, nil).Registry, found: exposed{},
+		help: map[string]string{}, labels: map[string]string{}, kinds: map[string]string{}}
 	store := meta.NewMem()
 	defer store.Close()
 	common := roles.Common{Cluster: "test", Store: meta.Measured(store, r), Log: log, Metrics: r, Now: time.Now}
@@ -100,17 +107,26 @@ func registeredMetrics(t *testing.T) exposed {
 		t.Fatal(err)
 	}
 	for _, f := range families {
-		labels := r.found[f.GetName()]
-		if labels == nil {
-			labels = target // of the runtime and the process
-			r.found[f.GetName()] = labels
-		}
-		if f.GetMetric()[0].GetHistogram() != nil {
-			delete(r.found, f.GetName())
-			r.found[f.GetName()+"_bucket"] = append(slices.Clone(labels), "le")
-			r.found[f.GetName()+"_sum"], r.found[f.GetName()+"_count"] = labels, labels
+		r.kinds[f.GetName()] = strings.ToLower(f.GetType().String())
+		if r.found[f.GetName()] == nil {
+			r.found[f.GetName()] = target // of the runtime and the process
 		}
 	}
+	return r
+}
+
+// registeredMetrics are the series that an expression can ask for.
+func registeredMetrics(t *testing.T) exposed {
+	t.Helper()
+	r := register(t)
+	for name, kind := range r.kinds {
+		if labels := r.found[name]; kind == "histogram" {
+			delete(r.found, name)
+			r.found[name+"_bucket"] = append(slices.Clone(labels), "le")
+			r.found[name+"_sum"], r.found[name+"_count"] = labels, labels
+		}
+	}
+	r.found["up"] = target // it comes from the scrape
 	return r.found
 }
 
