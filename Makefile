@@ -79,7 +79,7 @@ rules-check: ## break each rule of docs/ledger-protocol.md in a scratch copy, ex
 	$(GO) run ./e2e/cmd/rulescheck
 
 .PHONY: fuzz
-fuzz: ## every fuzz target for FUZZTIME each (10s: six minutes in all, longer from an empty cache)
+fuzz: ## every fuzz target for FUZZTIME each (10s: eleven minutes in all, longer from an empty cache)
 	@set -e; grep -ro --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*' . | sort | while IFS=: read -r file target; do \
 		echo "== $$(dirname $$file) $${target#func }"; \
 		$(GO) test -run '^$$' -fuzz "^$${target#func }\$$" -fuzztime $(FUZZTIME) "$$(dirname $$file)"; \

@@ -10,6 +10,7 @@ import (
 	"github.com/magnetar-io/magnetar/discovery/meta"
 	"github.com/magnetar-io/magnetar/discovery/meta/layout"
 	"github.com/magnetar-io/magnetar/internal/topicname"
+	metav1 "github.com/magnetar-io/magnetar/proto/meta/v1"
 )
 
 // FuzzRecords shows that no value in the metadata store makes the reader of a
@@ -50,5 +51,7 @@ func FuzzRecords(f *testing.F) {
 		check(err)
 		_, err = decodeLog(kv)
 		check(err)
+		check(decode(kv, new(metav1.Cluster)))
+		check(decode(kv, new(metav1.Tenant)))
 	})
 }

@@ -52,3 +52,21 @@ func FuzzByteSize(f *testing.F) {
 		}
 	})
 }
+
+// FuzzEnvironment shows that variables are taken or refused by their names.
+func FuzzEnvironment(f *testing.F) {
+	f.Add("MAGNETAR_MEMORY=1GiB", "MAGNETAR_METADATA=x:1,y:2")
+	f.Add("MAGNETAR_BOOKIES=many", "MAGNETAR_")
+	f.Add("MAGNETAR_SESSION_LEASE", "\xff=1")
+	f.Fuzz(func(t *testing.T, one, other string) {
+		o, s, flags := declared()
+		err := s.Load("", []string{one, other}, flags)
+		if err != nil && !strings.Contains(err.Error(), "MAGNETAR_") {
+			t.Fatalf("an error that does not name the variable: %v", err)
+		}
+		s.Explain()
+		if err == nil && o.memory < 0 {
+			t.Fatalf("memory of %d bytes", o.memory)
+		}
+	})
+}

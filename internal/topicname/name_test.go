@@ -147,3 +147,22 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// FuzzNames shows that a name which is accepted can stand in a key or a line: it has
+// a bounded size and no sign that means something there.
+func FuzzNames(f *testing.F) {
+	for _, s := range []string{"t/n", "t/n/x", "..", "a b", "\xff", "é", "x\n", strings.Repeat("é", MaxBytes)} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		tenant, namespace, err := ParseNamespace(s)
+		if err != nil && !errors.Is(err, ErrInvalid) || err == nil && (tenant+"/"+namespace != s || strings.Count(s, "/") != 1) {
+			t.Fatalf("ParseNamespace(%q) = %q, %q, %v", s, tenant, namespace, err)
+		}
+		for what, err := range map[string]error{"subscription": ValidateSubscription(s), "producer": ValidateProducer(s), "consumer": ValidateConsumer(s)} {
+			if err != nil && !errors.Is(err, ErrInvalid) || err == nil && (s == "" || len(s) > MaxBytes || strings.ContainsAny(s, "\n\x00")) {
+				t.Fatalf("%s %q: %v", what, s, err)
+			}
+		}
+	})
+}

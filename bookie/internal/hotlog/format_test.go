@@ -2,6 +2,8 @@ package hotlog
 
 import (
 	"bytes"
+	"encoding/binary"
+	"errors"
 	"flag"
 	"os"
 	"path/filepath"
@@ -110,7 +112,7 @@ func FuzzFrame(f *testing.F) {
 		g.add(&r, nil, &pool{})
 		f.Add(bytes.Clone(g.finish()), uint32(9))
 	}
-	f.Fuzz(func(t *testing.T, b []byte, seed uint32) {
+	try := func(t *testing.T, b []byte, seed uint32) {
 		if h, ok := decodeFrameHeader(b, 1, seed); ok {
 			h.payloadOK(b)
 			if h.kind == kindCommit {
@@ -124,6 +126,20 @@ func FuzzFrame(f *testing.F) {
 			}
 		}
 		_, _ = decodeHeader(b, 1)
+	}
+	f.Fuzz(func(t *testing.T, b []byte, seed uint32) {
+		try(t, b, seed)
+		if len(b) < frameHeaderBytes {
+			return
+		}
+		b = bytes.Clone(b) // and as if its checksums were right
+		binary.LittleEndian.PutUint32(b[16:], 1)
+		if len(b) >= entryHeadBytes {
+			envelope := b[frameHeaderBytes:entryHeadBytes]
+			binary.LittleEndian.PutUint32(envelope[44:], checksum(0, envelope[:44]))
+		}
+		binary.LittleEndian.PutUint32(b, checksum(seed, b[4:frameHeaderBytes]))
+		try(t, b, seed)
 	})
 }
 
@@ -250,4 +266,65 @@ func TestSidecarSize(t *testing.T) {
 	if per := float64(len(s.stream)) / n; per > 20 {
 		t.Errorf("%.1f bytes an entry", per)
 	}
+}
+
+// FuzzFolder: a folder with a damaged segment and a damaged index file is inspected and
+// opened, or refused as damaged; what it then says is there can be read or is damaged.
+func FuzzFolder(f *testing.F) {
+	var golden [2][]byte
+	for i, suffix := range []string{logSuffix, sidecarSuffix} {
+		b, err := os.ReadFile(filepath.Join("testdata", "v1"+suffix))
+		if err != nil {
+			f.Fatal(err)
+		}
+		golden[i] = b
+	}
+	f.Add(uint16(0), []byte{}, uint16(0), []byte{}, uint16(0xffff))
+	f.Add(uint16(blockBytes+8), []byte{0xff, 0xff, 0xff, 0xff}, uint16(24), []byte{0xff, 0xff, 0xff, 0x7f}, uint16(0xffff))
+	f.Add(uint16(0), []byte{1}, uint16(40), []byte{0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1}, uint16(blockBytes+100))
+	f.Fuzz(func(t *testing.T, at uint16, patch []byte, indexAt uint16, indexPatch []byte, size uint16) {
+		log, index := bytes.Clone(golden[0]), bytes.Clone(golden[1])
+		copy(log[min(int(at), len(log)):], patch)
+		log = log[:min(len(log), int(size))]
+		copy(index[min(int(indexAt), len(index)-4):len(index)-4], indexPatch)
+		binary.LittleEndian.PutUint32(index[len(index)-4:], checksum(0, index[:len(index)-4]))
+		disk := vfs.NewMem()
+		if err := disk.MkdirAll(testDir); err != nil {
+			t.Fatal(err)
+		}
+		for name, content := range map[string][]byte{logName(1): log, sidecarName(1): index} {
+			file, err := disk.Create(name)
+			if err == nil {
+				_, err = file.WriteAt(content, 0)
+			}
+			if err = errors.Join(err, file.Close()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := Inspect(disk, testDir); err != nil {
+			t.Fatal(err)
+		}
+		var entries []Record
+		l, err := Open(small(disk), func(r Record, _ Place) error {
+			if r.Kind == KindEntry {
+				entries = append(entries, r)
+			}
+			return nil
+		})
+		if err != nil {
+			if !errors.Is(err, ledger.ErrCorrupt) && !errors.Is(err, ErrVersion) {
+				t.Fatal(err)
+			}
+			return
+		}
+		defer mustClose(t, l)
+		for _, r := range entries {
+			if e, err := l.ReadEntry(r.Ledger, r.Entry); err == nil {
+				err = e.Check(r.Ledger, r.Entry)
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	})
 }

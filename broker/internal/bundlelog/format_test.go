@@ -174,3 +174,39 @@ func TestRuleM24_SplitAndMergeKeepEveryHashOnce(t *testing.T) {
 		t.Errorf("merged log reads back as %+v, %v", segments, err)
 	}
 }
+
+// FuzzPlay shows that the items of a log are played or refused, in any order and for
+// any part of the hashes, and that nothing outside that part comes through.
+func FuzzPlay(f *testing.F) {
+	f.Add(sample(), uint32(0), uint32(1<<32-1), false)
+	f.Add(sample(), uint32(5), uint32(5), true)
+	g := group{body: make([]byte, groupHeaderBytes)}
+	parked := (&Parked{Base: []byte("base")}).Encode()
+	for _, it := range []item{
+		{kind: itemBegin}, {kind: itemPart, tag: tagMore, topic: 1, hash: 2, data: parked[:3]},
+		{kind: itemRecord, topic: 1, hash: 2, data: []byte("x")}, {kind: itemPart, topic: 1, hash: 2, data: parked[3:]},
+		{kind: itemRecord, topic: 7, hash: 2}, {kind: itemEnd, data: make([]byte, 8)},
+	} {
+		g.add(it)
+	}
+	putGroupHeader(g.body, g.flags, g.items)
+	f.Add(g.body, uint32(0), uint32(9), true)
+	f.Fuzz(func(t *testing.T, b []byte, first, last uint32, skip bool) {
+		items, err := parseGroup(b)
+		if err != nil {
+			return
+		}
+		shelf := NewShelf(func(r Record) bool { return r.Kind == 9 })
+		p := player{state: shelf, first: first, last: last, skip: skip}
+		for _, it := range items {
+			if p.play(it) != nil {
+				return
+			}
+		}
+		for _, at := range shelf.Topics() {
+			if at.Hash < first || at.Hash > last {
+				t.Fatalf("topic %+v outside %08x to %08x", at, first, last)
+			}
+		}
+	})
+}

@@ -207,3 +207,25 @@ func TestPositionCodec(t *testing.T) {
 		}
 	}
 }
+
+// FuzzCut shows that a position that is read is one, and is written as it was.
+func FuzzCut(f *testing.F) {
+	f.Add(Append(nil, Start))
+	f.Add(Append(nil, Position{3, ledger.NoEntry}))
+	f.Add([]byte{255, 255, 255, 255, 255, 255, 255, 255, 255, 1, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		p, rest, err := Cut(b)
+		if err != nil {
+			if !errors.Is(err, ErrCorrupt) {
+				t.Fatalf("error %v is not ErrCorrupt", err)
+			}
+			return
+		}
+		if !p.IsStart() && (p.Ledger < 1 || p.Entry < ledger.NoEntry) {
+			t.Fatalf("accepted %v", p)
+		}
+		if again, left, err := Cut(Append(nil, p)); err != nil || again != p || len(left) != 0 || len(rest) >= len(b) {
+			t.Fatalf("%v came back as %v, %v", p, again, err)
+		}
+	})
+}

@@ -15,6 +15,7 @@ import (
 	"github.com/magnetar-io/magnetar/bookie/ledger"
 	"github.com/magnetar-io/magnetar/broker/internal/bundlelog"
 	"github.com/magnetar-io/magnetar/broker/internal/managedledger"
+	"github.com/magnetar-io/magnetar/broker/internal/position"
 	"github.com/magnetar-io/magnetar/broker/internal/producer"
 	"github.com/magnetar-io/magnetar/broker/internal/subscription"
 	"github.com/magnetar-io/magnetar/internal/entry"
@@ -615,6 +616,30 @@ func FuzzParseState(f *testing.F) {
 		again, err := parseState(appendState(nil, records))
 		if err != nil || len(again) != len(records) {
 			t.Fatalf("%d records, then %d: %v", len(records), len(again), err)
+		}
+	})
+}
+
+// FuzzRestore shows that a topic's state is restored or refused, whatever stands in
+// its snapshot and in a record after it.
+func FuzzRestore(f *testing.F) {
+	registry := producer.New(10)
+	registry.Replay("p", 3, producer.Batch{First: 5, Last: 9}, position.Position{Ledger: 4, Entry: 2})
+	saved := subscription.Saved{ID: 3, Name: "a", Created: time.UnixMilli(7), Cursor: subscription.Target{Mark: position.Position{Ledger: 4}}.Cursor()}
+	checkpoint := registry.AppendCheckpoint(nil, position.Position{Ledger: 4, Entry: 2})
+	records := []subscription.Record{{Kind: kindProducers, Data: checkpoint}, {Kind: subscription.KindCreate, Data: saved.AppendCreate(nil)}}
+	f.Add(appendState(nil, records), uint8(kindProducers), checkpoint)
+	f.Add(appendState(nil, records), uint8(subscription.KindDelete), subscription.AppendDelete(nil, 3))
+	f.Add([]byte{}, uint8(subscription.KindCreate), saved.AppendCreate(nil))
+	f.Fuzz(func(t *testing.T, base []byte, kind uint8, data []byte) {
+		r, err := restore(bundlelog.Parked{Base: base, Records: []bundlelog.Record{{Topic: 1, Kind: kind, Data: data}}}, 10)
+		if err != nil {
+			return
+		}
+		for id, s := range r.subscriptions.ByID {
+			if s.ID != id || id >= r.subscriptions.NextID {
+				t.Fatalf("subscription %d restored as %+v, the next id is %d", id, s, r.subscriptions.NextID)
+			}
 		}
 	})
 }
