@@ -73,3 +73,25 @@ func TestSecondCloseWaits(t *testing.T) {
 		checkOrder(t, cluster.Messages("t"), 1)
 	})
 }
+
+// Shows that a consumer which ends because one partition is gone leaves the other
+// partitions too, though their links live on for others: nobody would hear what
+// the broker went on sending there.
+func TestFailedConsumerLeavesAllPartitions(t *testing.T) {
+	world(t, 1, func(t *testing.T, ctx context.Context, cluster *faketest.Cluster) {
+		c := connect(t, ctx, cluster)
+		defer closing(t, ctx, c)
+		cluster.CreateTopic("p", 2)
+		s := must[*client.Consumer](t)(c.Subscribe(ctx, "p", "s"))
+		cluster.CreateTopic("other", 2)
+		must[*client.Consumer](t)(c.Subscribe(ctx, "other", "s"))
+		cluster.Delete("p-partition-0")
+		if _, err := s.Receive(ctx); !errors.Is(err, client.ErrNotFound) {
+			t.Errorf("receive: %v", err)
+		}
+		synctest.Wait()
+		if names := cluster.Consumers("p-partition-1"); len(names) != 0 {
+			t.Errorf("still subscribed: %v", names)
+		}
+	})
+}

@@ -453,14 +453,6 @@ func (s *Consumer) Close(ctx context.Context) error {
 // stop leaves all partitions.
 func (s *Consumer) stop() {
 	s.c.remove(s)
-	s.mu.Lock()
-	for _, f := range s.feeds {
-		if f.link != nil {
-			f.link.leave(f.id, closeConsumer(f.id))
-			f.link = nil
-		}
-	}
-	s.mu.Unlock()
 	s.fail(ErrClosed)
 }
 

@@ -160,6 +160,12 @@ func (f *feed) subscribed(from *link, s *brokerv1.Subscribed) {
 	if !f.openingLocked(from, s.GetConsumerId()) {
 		return
 	}
+	if c.failure != nil { // the consumer ended before the answer came
+		from.leave(f.id, closeConsumer(f.id))
+		f.answer <- ErrClosed
+		f.answer = nil
+		return
+	}
 	f.link, f.queued, f.heard = from, false, time.Now()
 	if f.session++; f.session == 1 {
 		f.pos.until(s.GetLastMessageId(), f.partition, f.from)
@@ -369,9 +375,15 @@ func (f *feed) leaveLocked(why error, address string) {
 	})
 }
 
+// detachLocked leaves the link. A consumer that ends says so to the broker, which
+// would else keep its place on a link that others live on.
 func (f *feed) detachLocked() {
 	if f.link != nil {
-		f.link.leave(f.id, nil)
+		var goodbye proto.Message
+		if f.c.failure != nil {
+			goodbye = closeConsumer(f.id)
+		}
+		f.link.leave(f.id, goodbye)
 	}
 	f.link, f.queued = nil, false
 	f.c.dropQueuedLocked(f, false)

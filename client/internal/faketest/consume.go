@@ -433,6 +433,18 @@ func (c *Cluster) Outstanding(name, subscriptionName string) (n int) {
 	return n
 }
 
+// Consumers returns the names of the consumers that are connected to a topic.
+func (c *Cluster) Consumers(name string) (names []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.topics[topicname.MustParse(name).String()].subscriptions {
+		for _, o := range s.consumers {
+			names = append(names, o.name)
+		}
+	}
+	return names
+}
+
 // Subscriptions is how many a topic has.
 func (c *Cluster) Subscriptions(name string) int {
 	c.mu.Lock()

@@ -1,0 +1,43 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+
+	brokerv1 "github.com/magnetar-io/magnetar/proto/broker/v1"
+	discoveryv1 "github.com/magnetar-io/magnetar/proto/discovery/v1"
+)
+
+// quietLink is a link whose sender never runs: what is said on it stays in
+// controls.
+func quietLink() *link {
+	return &link{address: "broker-1", cancel: func() {}, members: map[uint64]member{}, wake: make(chan struct{}, 1)}
+}
+
+// Shows that an answer to Subscribe which comes after the consumer was closed, but
+// before the attempt has heard of that, makes it leave again.
+func TestSubscribedAfterClose(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	c := &Client{opts: newOptions(nil), ctx: ctx, open: map[closer]struct{}{}}
+	s := newConsumer(c, "t", "s", newConsumerOptions(nil), false, []*discoveryv1.Partition{{}})
+	f, l := s.feeds[0], quietLink()
+	answer := make(chan error, 1)
+	f.answer, f.opening = answer, l
+	id, err := l.join(f, f.subscribeLocked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.id = id
+	s.stop()
+	f.subscribed(l, brokerv1.Subscribed_builder{ConsumerId: &id}.Build())
+	if err := <-answer; !errors.Is(err, ErrClosed) {
+		t.Errorf("the attempt ends with %v", err)
+	}
+	if len(l.members) != 0 || len(l.controls) != 2 || !proto.Equal(l.controls[1], closeConsumer(id)) {
+		t.Errorf("%d members, said: %v", len(l.members), l.controls)
+	}
+}
