@@ -47,6 +47,9 @@ func (p place) before(q place) bool {
 	return p.ledger < q.ledger || p.ledger == q.ledger && p.entry < q.entry
 }
 
+// real reports whether an entry can stand there.
+func (p place) real() bool { return p.ledger > 0 && p.entry >= 0 }
+
 // noPlace stands for an entry stored at a place that nobody remembers.
 var noPlace = place{-1, -1}
 

@@ -181,7 +181,7 @@ func newConsumer(c *Client, topic, subscription string, o consumerOptions, reade
 		instance: fmt.Sprintf("%s-%08x", c.instance, uint32(c.rand()))}
 	s.ctx, s.cancel = context.WithCancel(c.ctx)
 	for _, p := range partitions {
-		s.feeds = append(s.feeds, &feed{
+		f := &feed{
 			c: s, topic: p.GetTopic(), partition: p.GetNumber(),
 			permits:  max(1, o.queueMessages/len(partitions)),
 			bytes:    max(1, o.queueBytes/len(partitions)),
@@ -189,7 +189,11 @@ func newConsumer(c *Client, topic, subscription string, o consumerOptions, reade
 			requests: map[uint64]*request{},
 			from:     o.from,
 			pos:      readerPosition{bounded: o.bounded},
-		})
+		}
+		if reader {
+			f.pos.begin(f.partition, o.from)
+		}
+		s.feeds = append(s.feeds, f)
 	}
 	return s
 }
@@ -254,7 +258,7 @@ func (s *Consumer) nextLocked() (*Received, error) {
 			}
 			if err := s.openLocked(d); err != nil {
 				d.feed.acks.dropped(d)
-				d.feed.returnLocked(d, d.messages())
+				d.feed.passedLocked(d)
 				return nil, fmt.Errorf("entry %d:%d of %s: %w: %w", d.at.ledger, d.at.entry, d.feed.topic, ErrCorrupt, err)
 			}
 		}
@@ -263,25 +267,25 @@ func (s *Consumer) nextLocked() (*Received, error) {
 		i := o.take.next(o.next)
 		if i < 0 || f.pos.ended {
 			s.current = nil
-			f.returnLocked(o.d, o.d.messages())
+			f.passedLocked(o.d)
 			continue
 		}
 		var m entry.Message
 		for ; o.next <= i; o.next++ {
 			if ok, err := o.messages.Next(&m); err != nil || !ok {
 				s.current = nil
-				f.returnLocked(o.d, o.d.messages())
+				f.passedLocked(o.d)
 				return nil, fmt.Errorf("entry %d:%d of %s: %w: %w", o.d.at.ledger, o.d.at.entry, f.topic, ErrCorrupt, err)
 			}
 		}
 		last := o.take.next(o.next) < 0
 		if s.reader {
-			f.pos.handedOut(o.d.at, i, last)
+			f.pos.handedOut(o.d.at, i)
 		}
 		r := o.received(&m, i)
 		if last {
 			s.current = nil
-			f.returnLocked(o.d, o.d.messages())
+			f.passedLocked(o.d)
 		}
 		return r, nil
 	}
@@ -409,8 +413,14 @@ func (s *Consumer) Seek(ctx context.Context, to Position) error {
 		}
 		moved = true
 		g.Go(func() error {
+			p := to.p
+			if s.reader {
+				var at readerPosition
+				at.begin(f.partition, to)
+				p = at.subscribeFrom(f.partition, to)
+			}
 			return f.ask(ctx, to, func(consumer, id uint64) proto.Message {
-				return brokerv1.ConsumeRequest_builder{Seek: brokerv1.Seek_builder{ConsumerId: &consumer, RequestId: &id, To: to.p}.Build()}.Build()
+				return brokerv1.ConsumeRequest_builder{Seek: brokerv1.Seek_builder{ConsumerId: &consumer, RequestId: &id, To: p}.Build()}.Build()
 			})
 		})
 	}

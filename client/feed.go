@@ -58,6 +58,8 @@ type request struct {
 	message func(consumer, id uint64) proto.Message
 	done    chan error // buffered by one
 	seek    Position   // where to, of a seek
+	sent    bool
+	left    bool // nobody waits any more; it is not sent again
 }
 
 // delivered is an entry as it came.
@@ -167,8 +169,9 @@ func (f *feed) subscribed(from *link, s *brokerv1.Subscribed) {
 		return
 	}
 	f.link, f.queued, f.heard = from, false, time.Now()
-	if f.session++; f.session == 1 {
+	if f.session++; f.session == 1 && c.reader {
 		f.pos.until(s.GetLastMessageId(), f.partition, f.from)
+		f.pinLocked(s.GetLastMessageId())
 	}
 	c.dropQueuedLocked(f, false)
 	if f.window = int(s.GetWindowBytes()); f.window == 0 {
@@ -177,11 +180,25 @@ func (f *feed) subscribed(from *link, s *brokerv1.Subscribed) {
 	f.owed, f.owedSize, f.flowNow, f.inQueue = f.permits, 0, true, 0
 	f.acks.voided = false
 	f.acks.again()
+	maps.DeleteFunc(f.requests, func(_ uint64, r *request) bool { return r.left })
 	f.unsent = slices.SortedFunc(maps.Values(f.requests), func(a, b *request) int { return cmp.Compare(a.id, b.id) })
 	f.answer <- nil
 	f.answer = nil
 	f.wantLocked()
 	c.wakeLocked() // a reader may find that it is at its end
+}
+
+// pinLocked makes a reader that starts at the latest message of a partition start
+// behind the one that was it: should the connection break before something was
+// read, what was published meanwhile is not passed over.
+func (f *feed) pinLocked(last *brokerv1.MessageId) {
+	if !f.from.on(f.partition).HasLatest() {
+		return
+	}
+	f.from = Earliest()
+	if last.GetLedger() > 0 {
+		f.from = After(MessageID{Ledger: last.GetLedger(), Entry: last.GetEntry(), Partition: f.partition, BatchIndex: -1})
+	}
 }
 
 // delivery queues entries for the application.
@@ -195,6 +212,7 @@ func (f *feed) delivery(from *link, id, epoch uint64, entries []*delivered) {
 	f.heard, f.trouble = time.Now(), 0
 	if epoch > f.acks.epoch && f.acks.told {
 		f.voidLocked()
+		f.soughtLocked()
 	}
 	if !f.acks.void(epoch) {
 		f.acks.epoch, f.acks.told = epoch, true
@@ -210,6 +228,14 @@ func (f *feed) delivery(from *link, id, epoch uint64, entries []*delivered) {
 		c.queue.push(d)
 	}
 	c.wakeLocked()
+}
+
+// passedLocked lets go of an entry of which nothing is left to be handed out.
+func (f *feed) passedLocked(d *delivered) {
+	if f.c.reader {
+		f.pos.passed(d.at)
+	}
+	f.returnLocked(d, d.messages())
 }
 
 // returnLocked gives the credit of an entry back: it left the queue, and the
@@ -258,7 +284,7 @@ func (f *feed) pull(from *link, id uint64, p *parcel) (more bool) {
 	}
 	f.queued = false
 	for _, r := range f.unsent {
-		r.epoch = f.acks.epoch
+		r.epoch, r.sent = f.acks.epoch, true
 		p.messages = append(p.messages, r.message(id, r.id))
 	}
 	f.unsent = nil
@@ -302,11 +328,13 @@ func (f *feed) answered(from *link, d *brokerv1.Done) {
 	if r := f.requests[d.GetRequestId()]; r != nil {
 		delete(f.requests, r.id)
 		if err == nil && r.seek.p != nil {
-			f.from, f.pos = r.seek, readerPosition{bounded: f.pos.bounded, end: f.pos.end}
+			f.from = r.seek
 			if r.epoch == f.acks.epoch { // nothing came from behind the seek yet
 				f.acks.voided = f.acks.told
 				f.acks.voidThrough = f.acks.epoch
 				f.voidLocked()
+				f.soughtLocked()
+				f.c.wakeLocked() // a reader may find that it is at its end
 			}
 		}
 		r.done <- err
@@ -316,6 +344,21 @@ func (f *feed) answered(from *link, d *brokerv1.Done) {
 		c.tickLocked()
 	}
 	f.wantLocked()
+}
+
+// soughtLocked makes a reader stand where the last seek went. It is called at
+// each sign that one was done: its answer, and the first delivery from behind it,
+// which may come sooner.
+func (f *feed) soughtLocked() {
+	last := uint64(0)
+	for id, r := range f.requests {
+		if r.seek.p != nil && id > last {
+			last, f.from = id, r.seek
+		}
+	}
+	if f.c.reader {
+		f.pos.begin(f.partition, f.from)
+	}
 }
 
 // voidLocked drops all that was delivered before a seek.
@@ -433,10 +476,14 @@ func (f *feed) ask(ctx context.Context, seek Position, message func(consumer, id
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(f.requests, r.id)
-	f.unsent = slices.DeleteFunc(f.unsent, func(u *request) bool { return u == r })
-	if ctx.Err() == nil {
-		return ErrClosed
+	// One that was sent stays, for its answer may come yet.
+	if r.left = true; slices.Contains(f.unsent, r) {
+		delete(f.requests, r.id)
+		f.unsent = slices.DeleteFunc(f.unsent, func(u *request) bool { return u == r })
 	}
-	return unknownOutcome(ctx.Err())
+	err := cmp.Or(ctx.Err(), c.failure, ErrClosed)
+	if r.sent {
+		err = unknownOutcome(err)
+	}
+	return err
 }

@@ -41,3 +41,18 @@ func TestSubscribedAfterClose(t *testing.T) {
 		t.Errorf("%d members, said: %v", len(l.members), l.controls)
 	}
 }
+
+// Shows that a topic of which the broker names no last entry, in either of the
+// ways that are in use, is at its end for a bounded reader.
+func TestEmptyTopicIsAtItsEnd(t *testing.T) {
+	for _, last := range []*brokerv1.MessageId{
+		nil,
+		brokerv1.MessageId_builder{Entry: proto.Int64(-1)}.Build(),
+		brokerv1.MessageId_builder{Ledger: proto.Int64(0), Entry: proto.Int64(0)}.Build(),
+	} {
+		r := readerPosition{bounded: true}
+		if r.until(last, -1, Earliest()); !r.ended {
+			t.Errorf("%v: not at its end", last)
+		}
+	}
+}

@@ -71,6 +71,40 @@ type readerPosition struct {
 	ended   bool
 }
 
+// begin makes the reader stand at start. Behind a message it stands as if it had
+// handed that one out: only so it knows, within an entry, what is left to be read
+// before its end.
+func (r *readerPosition) begin(partition int32, start Position) {
+	*r = readerPosition{bounded: r.bounded, end: r.end}
+	if start.p == nil {
+		return
+	}
+	p := start.on(partition)
+	if p.HasAfterId() {
+		id := p.GetAfterId()
+		r.read, r.at = true, place{id.GetLedger(), id.GetEntry()}
+		r.bit, r.whole = int(id.GetBatchIndex()), id.GetBatchIndex() < 0
+	}
+	switch {
+	case !r.bounded:
+	case !r.end.real(), p.HasLatest():
+		r.ended = true
+	case p.HasId():
+		r.ended = r.end.before(place{p.GetId().GetLedger(), p.GetId().GetEntry()})
+	case r.read:
+		r.ended = r.end.before(r.at) || r.whole && r.at == r.end
+	}
+}
+
+// until takes the topic's last entry as the end of a bounded reader, which is
+// there already when it starts behind that.
+func (r *readerPosition) until(last *brokerv1.MessageId, partition int32, start Position) {
+	if r.bounded {
+		r.end = place{last.GetLedger(), last.GetEntry()}
+		r.begin(partition, start)
+	}
+}
+
 // subscribeFrom is where to subscribe: where the consumer's options say or, once a reader
 // has read something, behind that. Within an entry the reader skips by itself.
 func (r *readerPosition) subscribeFrom(partition int32, start Position) *brokerv1.Position {
@@ -86,9 +120,11 @@ func (r *readerPosition) subscribeFrom(partition int32, start Position) *brokerv
 	return At(id).p
 }
 
-// skip takes out of all what a reader has handed out before.
+// skip takes out of all what a reader has handed out before, or is not to read.
 func (r *readerPosition) skip(at place, all bitset) bitset {
 	switch {
+	case r.bounded && r.end.before(at):
+		return nil
 	case !r.read || r.at.before(at):
 		return all
 	case at.before(r.at) || r.whole:
@@ -99,29 +135,15 @@ func (r *readerPosition) skip(at place, all bitset) bitset {
 	return all
 }
 
-// handedOut notes a message; whole: it was the last of its entry.
-func (r *readerPosition) handedOut(at place, bit int, whole bool) {
-	r.read, r.at, r.bit, r.whole = true, at, bit, whole
-	if r.bounded && whole && !at.before(r.end) {
-		r.ended = true
-	}
+// handedOut notes a message.
+func (r *readerPosition) handedOut(at place, bit int) {
+	r.read, r.at, r.bit, r.whole = true, at, bit, false
 }
 
-// until takes the topic's last entry as the end of a bounded reader, which is
-// there already when it starts behind that.
-func (r *readerPosition) until(last *brokerv1.MessageId, partition int32, start Position) {
-	if !r.bounded {
-		return
+// passed notes that nothing of an entry is left to be handed out.
+func (r *readerPosition) passed(at place) {
+	if !r.read || !at.before(r.at) {
+		r.read, r.at, r.whole = true, at, true
 	}
-	r.end = place{last.GetLedger(), last.GetEntry()}
-	p := start.on(partition)
-	id, after := p.GetId(), p.GetAfterId()
-	switch {
-	case last == nil || last.GetEntry() < 0, p.HasLatest():
-		r.ended = true
-	case p.HasId():
-		r.ended = r.end.before(place{id.GetLedger(), id.GetEntry()})
-	case p.HasAfterId() && after.GetBatchIndex() < 0:
-		r.ended = !place{after.GetLedger(), after.GetEntry()}.before(r.end)
-	}
+	r.ended = r.ended || r.bounded && !at.before(r.end)
 }
