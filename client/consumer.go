@@ -207,13 +207,17 @@ func (s *Consumer) Subscription() string { return s.subscription }
 // Name is the consumer's name.
 func (s *Consumer) Name() string { return s.opts.name }
 
-// Receive waits for the next message. Its error is final, save the context's and
-// ErrCorrupt, after which it goes on behind the damaged entry.
+// Receive waits for the next message; when ctx has ended it takes none, also if
+// there is one. Its error is final, save the context's and ErrCorrupt, after which
+// it goes on behind the damaged entry.
 func (s *Consumer) Receive(ctx context.Context) (*Received, error) {
 	for {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
 		s.mu.Lock()
 		m, err := s.nextLocked()
-		if m != nil && (s.queue.len() > 0 || s.current != nil || s.opts.bounded) {
+		if (m != nil || err != nil) && (s.queue.len() > 0 || s.current != nil || s.opts.bounded) {
 			s.wakeLocked() // for another one who waits
 		}
 		s.mu.Unlock()

@@ -400,6 +400,48 @@ func TestConsumeWithWorkers(t *testing.T) {
 	})
 }
 
+// Shows that a handler loop which is ended, while workers are full and more comes
+// in, returns, and that what it had taken and not handled comes again to the same
+// consumer.
+func TestConsumeEndsAndGivesBack(t *testing.T) {
+	for _, workers := range []int{1, 3} {
+		world(t, 1, func(t *testing.T, ctx context.Context, cluster *faketest.Cluster) {
+			c := connect(t, ctx, cluster)
+			defer closing(t, ctx, c)
+			s := must[*client.Consumer](t)(c.Subscribe(ctx, "t", "s", client.From(client.Earliest()), client.Queue(300, 1<<20)))
+			publish(t, ctx, c, cluster, "t", 0, 1000)
+			short, cancel := context.WithTimeout(ctx, time.Second)
+			defer cancel()
+			var mu sync.Mutex
+			handled := map[string]int{}
+			handle := func(ctx context.Context, m *client.Received) error {
+				mu.Lock()
+				defer mu.Unlock()
+				handled[string(m.Value)]++
+				return nil
+			}
+			err := s.Consume(short, func(ctx context.Context, m *client.Received) error {
+				<-ctx.Done()
+				return handle(ctx, m)
+			}, client.Workers(workers))
+			if err != nil || len(handled) > workers {
+				t.Errorf("%d handled before the end: %v", len(handled), err)
+			}
+			again, cancel := context.WithTimeout(ctx, time.Minute)
+			defer cancel()
+			if err := s.Consume(again, handle, client.Workers(workers)); err != nil {
+				t.Fatal(err)
+			}
+			for i := range 1000 {
+				if handled[fmt.Sprint(i)] != 1 {
+					t.Fatalf("message %d was handled %d times", i, handled[fmt.Sprint(i)])
+				}
+			}
+			backlog(t, cluster, 0)
+		})
+	}
+}
+
 // Shows a reader: from a place, to the end there was, across broken connections
 // and inside batches, without a trace on the broker.
 func TestReader(t *testing.T) {

@@ -92,17 +92,19 @@ type worker struct {
 	ended   bool
 }
 
-// put waits for room. After end the message is dropped: it was not acknowledged.
+// put waits for room. After end the message is given back.
 func (w *worker) put(m *Received) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for len(w.waiting) >= workerQueue && !w.ended {
 		w.changed.Wait()
 	}
-	if !w.ended {
-		w.waiting = append(w.waiting, m)
-		w.changed.Broadcast()
+	if w.ended {
+		m.Nack()
+		return
 	}
+	w.waiting = append(w.waiting, m)
+	w.changed.Broadcast()
 }
 
 func (w *worker) end() {
@@ -112,7 +114,8 @@ func (w *worker) end() {
 	w.changed.Broadcast()
 }
 
-// run handles what waits, all of it at a time, until the end.
+// run handles what waits, all of it at a time, until the end. What waits when ctx
+// ends is given back.
 func (w *worker) run(ctx context.Context, handle func(context.Context, *Received) error) {
 	for {
 		w.mu.Lock()
@@ -124,16 +127,11 @@ func (w *worker) run(ctx context.Context, handle func(context.Context, *Received
 		w.changed.Broadcast()
 		w.mu.Unlock()
 		for _, m := range batch {
-			if ended {
-				m.Nack()
-				continue
-			}
-			if err := handle(ctx, m); err != nil {
+			if ended || ctx.Err() != nil || handle(ctx, m) != nil {
 				m.Nack()
 			} else {
 				m.AckAsync()
 			}
-			ended = ended || ctx.Err() != nil
 		}
 		if ended {
 			return
