@@ -165,15 +165,11 @@ func (b *brokers) dropLocked(c *brokerConn) (gone bool) {
 // without links.
 func (b *brokers) sweep() {
 	b.mu.Lock()
-	var idle []*link
 	var gone []*brokerConn
 	for _, c := range b.byAddress {
 		for _, l := range []*link{c.produce, c.consume} {
-			if l == nil || l.ended() != nil {
-				continue
-			}
-			if since, ok := l.idleSince(); ok && time.Since(since) >= linger && c.users == 0 {
-				idle = append(idle, l)
+			if l != nil {
+				l.endIdle(time.Now()) // it has no members to be told
 			}
 		}
 		if b.dropLocked(c) {
@@ -181,9 +177,6 @@ func (b *brokers) sweep() {
 		}
 	}
 	b.mu.Unlock()
-	for _, l := range idle {
-		l.end(ErrClosed)
-	}
 	for _, c := range gone {
 		c.conn.Close()
 	}

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/protobuf/proto"
 
 	brokerv1 "github.com/magnetar-io/magnetar/proto/broker/v1"
@@ -54,5 +57,25 @@ func TestEmptyTopicIsAtItsEnd(t *testing.T) {
 		if r.until(last, -1, Earliest()); !r.ended {
 			t.Errorf("%v: not at its end", last)
 		}
+	}
+}
+
+// Shows that a link which ends for want of users does not end the member that was
+// about to join it: it may try again, elsewhere.
+func TestIdleLinkEndsNobody(t *testing.T) {
+	conn, err := grpc.NewClient("passthrough:///broker-1", grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := quietLink()
+	l.lastUsed = time.Now().Add(-linger)
+	b := &brokers{done: t.Context(), byAddress: map[string]*brokerConn{"broker-1": {address: "broker-1", conn: conn, produce: l}}}
+	b.sweep()
+	_, err = l.join(&lane{}, func(uint64) proto.Message { return nil })
+	if !Retryable(err) || errors.Is(err, ErrClosed) {
+		t.Errorf("join: %v", err)
+	}
+	if len(b.byAddress) != 0 {
+		t.Error("the connection stays")
 	}
 }

@@ -153,13 +153,6 @@ func (l *link) member(id uint64) member {
 	return l.members[id]
 }
 
-// idleSince returns when the last member left; ok is false while there are any.
-func (l *link) idleSince() (t time.Time, ok bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.lastUsed, len(l.members) == 0
-}
-
 // ended returns why the link ended, nil while it lives.
 func (l *link) ended() error {
 	l.mu.Lock()
@@ -167,10 +160,21 @@ func (l *link) ended() error {
 	return l.err
 }
 
+// endIdle ends the link if it has been without members for as long as linger. One
+// who was about to join takes another.
+func (l *link) endIdle(now time.Time) {
+	l.endIf(fmt.Errorf("link to %s had no users: %w", l.address, ErrUnavailable), func() bool {
+		return len(l.members) == 0 && now.Sub(l.lastUsed) >= linger
+	})
+}
+
 // end ends the link once, and tells all members.
-func (l *link) end(err error) {
+func (l *link) end(err error) { l.endIf(err, func() bool { return true }) }
+
+// endIf ends the link if cond, called with the lock held, says so.
+func (l *link) endIf(err error, cond func() bool) {
 	l.mu.Lock()
-	if l.err != nil {
+	if l.err != nil || !cond() {
 		l.mu.Unlock()
 		return
 	}
