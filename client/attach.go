@@ -61,7 +61,7 @@ func (c *Client) attach(ctx context.Context, e endpoint, first string, patient b
 		}
 		last = err
 		c.log.Debug("cannot attach yet", "topic", e.topicName(), "address", address, "retryIn", wait, "error", err)
-		if err := c.sleep(ctx, wait/2+time.Duration(c.rand()%uint64(wait/2))); err != nil {
+		if err := c.sleepAbout(ctx, wait); err != nil {
 			return errors.Join(err, notJust(err, last))
 		}
 		wait = min(2*wait, backoffMost)
@@ -82,12 +82,13 @@ func (c *Client) pause(ctx context.Context, n int) error {
 	if n <= 1 {
 		return ctx.Err()
 	}
-	wait := min(backoffFirst<<min(n, 10), backoffMost)
-	return c.sleep(ctx, wait/2+time.Duration(c.rand()%uint64(wait/2)))
+	return c.sleepAbout(ctx, min(backoffFirst<<min(n, 10), backoffMost))
 }
 
-func (c *Client) sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
+// sleepAbout sleeps between half of d and the whole, so that those who lost the
+// same broker do not all come back at once.
+func (c *Client) sleepAbout(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d/2 + time.Duration(c.rand()%uint64(d/2)))
 	defer t.Stop()
 	select {
 	case <-t.C:

@@ -27,6 +27,7 @@ type Client struct {
 	ctx       context.Context // ends when the client is closed
 	cancel    context.CancelFunc
 	wg        sync.WaitGroup // every goroutine of the client
+	ended     chan struct{}  // closed at the end of the Close that came first
 
 	mu      sync.Mutex
 	closing bool
@@ -65,7 +66,7 @@ func Connect(ctx context.Context, servers string, opts ...Option) (*Client, erro
 	case o.memory < 1:
 		return nil, fmt.Errorf("connect: memory of %d bytes: %w", o.memory, ErrInvalid)
 	}
-	c := &Client{opts: o, log: o.log, memory: semaphore.NewWeighted(o.memory), open: map[closer]struct{}{}}
+	c := &Client{opts: o, log: o.log, memory: semaphore.NewWeighted(o.memory), open: map[closer]struct{}{}, ended: make(chan struct{})}
 	c.instance = fmt.Sprintf("%016x", o.rand())
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	dial := dialer(o)
@@ -79,7 +80,7 @@ func Connect(ctx context.Context, servers string, opts ...Option) (*Client, erro
 		}
 		if ctx.Err() == nil && !giveUp(err) {
 			last = err
-			err = c.sleep(ctx, wait)
+			err = c.sleepAbout(ctx, wait)
 		}
 		if err != nil {
 			c.end()
@@ -110,13 +111,11 @@ func (c *Client) Partitions(ctx context.Context, topic string) ([]string, error)
 
 // Close closes what is still open, flushing producers and acknowledgements as
 // long as ctx allows, then all connections. When it returns, nothing the client
-// started is alive.
+// started is alive. A second call waits for the first one; when its ctx ends, so
+// does the first one's patience.
 func (c *Client) Close(ctx context.Context) error {
 	c.mu.Lock()
-	if c.closing {
-		c.mu.Unlock()
-		return nil
-	}
+	first := !c.closing
 	c.closing = true
 	var open []closer
 	for o := range c.open {
@@ -129,7 +128,11 @@ func (c *Client) Close(ctx context.Context) error {
 		wg.Go(func() { errs[i] = o.close(ctx) })
 	}
 	wg.Wait()
-	c.end()
+	if first {
+		c.end()
+		close(c.ended)
+	}
+	<-c.ended
 	return errors.Join(errs...)
 }
 
@@ -171,14 +174,6 @@ func (c *Client) remove(o closer) {
 
 func (c *Client) rand() uint64 { return c.opts.rand() }
 
-// acquire takes bytes of the memory budget.
-func (c *Client) acquire(ctx context.Context, bytes int64) error {
-	if c.memory.TryAcquire(bytes) {
-		return nil
-	}
-	return c.memory.Acquire(ctx, bytes)
-}
-
 // topicMap returns the partitions of a topic, or of the one a partition names. It
 // waits while nobody can say.
 func (c *Client) topicMap(ctx context.Context, name topicname.Name, create bool) (*discoveryv1.TopicMap, error) {
@@ -190,7 +185,7 @@ func (c *Client) topicMap(ctx context.Context, name topicname.Name, create bool)
 		if ctx.Err() != nil || giveUp(err) || !errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrInternal) {
 			return nil, err
 		}
-		if sleepErr := c.sleep(ctx, wait); sleepErr != nil {
+		if sleepErr := c.sleepAbout(ctx, wait); sleepErr != nil {
 			return nil, errors.Join(sleepErr, err)
 		}
 	}

@@ -95,3 +95,69 @@ func TestFailedConsumerLeavesAllPartitions(t *testing.T) {
 		}
 	})
 }
+
+// Shows that closing a client ends a Producer and a Subscribe that wait for a
+// cluster which is away, and that a second Close waits for the first.
+func TestClientClosesWhatIsBeingOpened(t *testing.T) {
+	world(t, 1, func(t *testing.T, ctx context.Context, cluster *faketest.Cluster) {
+		c := connect(t, ctx, cluster)
+		p := must[*client.Producer](t)(c.Producer(ctx, "t"))
+		for _, n := range []string{"discovery-1", "discovery-2", "broker-1", "broker-2"} {
+			cluster.Kill(n)
+		}
+		opened := make(chan error, 3)
+		go func() { opened <- second(c.Producer(ctx, "a")) }()
+		go func() { opened <- second(c.Subscribe(ctx, "a", "s")) }()
+		go func() { opened <- second(c.Reader(ctx, "t")) }()
+		f := p.SendAsync(ctx, client.Message{Value: []byte("0")})
+		time.Sleep(10 * time.Second)
+		short, cancel := context.WithTimeout(ctx, time.Minute)
+		defer cancel()
+		go c.Close(short)
+		synctest.Wait()
+		c.Close(ctx)
+		select {
+		case <-f.Done():
+		default:
+			t.Error("the second Close returned before the first")
+		}
+		time.Sleep(time.Second)
+		for range 3 {
+			select {
+			case err := <-opened:
+				if !errors.Is(err, client.ErrClosed) {
+					t.Errorf("got %v", err)
+				}
+			default:
+				t.Error("still waiting")
+			}
+		}
+	})
+}
+
+// Shows that Send stops waiting for memory when its producer ends, though another
+// one fills the budget.
+func TestSendWaitingForMemoryEndsWithItsProducer(t *testing.T) {
+	world(t, 1, func(t *testing.T, ctx context.Context, cluster *faketest.Cluster) {
+		c := connect(t, ctx, cluster, client.WithMemory(1000))
+		defer closing(t, ctx, c)
+		other := must[*client.Producer](t)(c.Producer(ctx, "other"))
+		p := must[*client.Producer](t)(c.Producer(ctx, "t"))
+		cluster.Hold(long+"other", true)
+		other.SendAsync(ctx, client.Message{Value: make([]byte, 900)})
+		sent := make(chan error, 1)
+		go func() { sent <- second(p.Send(ctx, client.Message{Value: make([]byte, 900)})) }()
+		synctest.Wait()
+		closing(t, ctx, p)
+		synctest.Wait()
+		select {
+		case err := <-sent:
+			if !errors.Is(err, client.ErrClosed) || errors.Is(err, client.ErrUnknownOutcome) {
+				t.Errorf("got %v", err)
+			}
+		default:
+			t.Error("still waiting")
+		}
+		cluster.Hold(long+"other", false)
+	})
+}

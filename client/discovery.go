@@ -59,6 +59,9 @@ func (d *discovery) ask(ctx context.Context, f func(context.Context, discoveryv1
 	var errs []error
 	for _, a := range addresses {
 		conn, err := d.conn(a)
+		if errors.Is(err, ErrClosed) {
+			return err
+		}
 		if err == nil {
 			callCtx, cancel := context.WithTimeout(ctx, askTimeout)
 			err = f(callCtx, discoveryv1.NewDiscoveryClient(conn))
@@ -89,7 +92,7 @@ func (d *discovery) conn(address string) (*grpc.ClientConn, error) {
 		return c, nil
 	}
 	if d.done.Err() != nil {
-		return nil, ErrClosed
+		return nil, fmt.Errorf("client: %w", ErrClosed)
 	}
 	c, err := d.dial(address)
 	if err == nil {

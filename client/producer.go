@@ -235,7 +235,7 @@ func (p *Producer) send(ctx context.Context, m *Message, done func(MessageID, er
 	if err := p.check(&out); err != nil {
 		return failed(err), 0
 	}
-	if err := p.c.acquire(ctx, out.held); err != nil {
+	if err := p.acquire(ctx, out.held); err != nil {
 		return failed(fmt.Errorf("wait for memory: %w", err)), 0
 	}
 	b, i := p.route(&out)
@@ -243,6 +243,21 @@ func (p *Producer) send(ctx context.Context, m *Message, done func(MessageID, er
 		p.c.memory.Release(out.held)
 	}
 	return b, i
+}
+
+// acquire takes bytes of the memory budget. It waits no longer than until the
+// producer ends: what fills the budget may be another one's.
+func (p *Producer) acquire(ctx context.Context, bytes int64) error {
+	if p.c.memory.TryAcquire(bytes) {
+		return nil
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(p.ctx, func() { cancel(fmt.Errorf("producer of %s: %w", p.topic, ErrClosed)) })()
+	if p.c.memory.Acquire(ctx, bytes) != nil {
+		return context.Cause(ctx)
+	}
+	return nil
 }
 
 func millis(t time.Time) uint64 {

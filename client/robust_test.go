@@ -561,6 +561,12 @@ func TestErrors(t *testing.T) {
 		if _, err := c.Producer(ctx, "t"); !errors.Is(err, client.ErrClosed) {
 			t.Errorf("producer after close: %v", err)
 		}
+		if _, err := c.Subscribe(ctx, "t", "s"); !errors.Is(err, client.ErrClosed) {
+			t.Errorf("subscribe after close: %v", err)
+		}
+		if _, err := c.Partitions(ctx, "t"); !errors.Is(err, client.ErrClosed) {
+			t.Errorf("partitions after close: %v", err)
+		}
 	})
 }
 
