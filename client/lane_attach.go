@@ -255,6 +255,9 @@ func (l *lane) refused(from *link, r *brokerv1.PublishRefused) {
 		return
 	}
 	code := r.GetCode()
+	if code == brokerv1.Code_CODE_UNKNOWN_OUTCOME {
+		l.doubtLocked()
+	}
 	if b := l.pending[0]; !l.recall && r.GetSequenceId() > b.last {
 		l.doubtLocked()
 		l.leaveLocked(fmt.Errorf("refusal of sequence %d before the answer to %d: %w", r.GetSequenceId(), b.last, ErrInternal), "")

@@ -306,6 +306,23 @@ func TestRefusalAfterALostAnswer(t *testing.T) {
 	})
 }
 
+// Shows that a refusal is no proof either for a batch of which the broker said
+// before that it does not know its outcome.
+func TestRefusalAfterAnUnknownOutcome(t *testing.T) {
+	world(t, 1, func(t *testing.T, ctx context.Context, cluster *faketest.Cluster) {
+		c := connect(t, ctx, cluster)
+		defer closing(t, ctx, c)
+		p := must[*client.Producer](t)(c.Producer(ctx, "t"))
+		cluster.Refuse(long+"t", brokerv1.Code_CODE_UNKNOWN_OUTCOME, brokerv1.Code_CODE_QUOTA)
+		if _, err := p.Send(ctx, client.Message{Value: []byte("0")}); !errors.Is(err, client.ErrUnknownOutcome) || !errors.Is(err, client.ErrQuota) {
+			t.Errorf("got %v", err)
+		}
+		if err := p.Flush(ctx); !errors.Is(err, client.ErrUnknownOutcome) {
+			t.Errorf("flush: %v", err)
+		}
+	})
+}
+
 // Shows that a broker which forgot a producer is served from there on.
 func TestForgottenProducer(t *testing.T) {
 	world(t, 1, func(t *testing.T, ctx context.Context, cluster *faketest.Cluster) {
