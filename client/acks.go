@@ -43,6 +43,8 @@ type handed struct {
 	out   bitset // of these, the ones in its hands
 	dirty bool
 	void  bool // a seek made it meaningless
+	// refused is why the broker took no acknowledgement of the entry, and never will.
+	refused error
 	// copies is how many redeliveries of the entry wait in the queue. They were
 	// sent before the broker heard of what is acknowledged meanwhile, so the entry
 	// is kept for them.
@@ -260,18 +262,21 @@ func (a *acks) answered(id uint64, err error) (again bool) {
 	if f == nil || f.id != id {
 		return false
 	}
-	if err != nil && errors.Is(err, ErrUnavailable) {
+	var said *codeError
+	if err != nil && !(errors.As(err, &said) && said.permanent()) {
 		a.again()
 		a.now = false
 		return true
 	}
 	a.flying = nil
 	for _, h := range f.entries {
+		h.refused = err
 		a.settle(h)
 	}
 	if f.upTo != nil {
 		for at, h := range a.entries {
 			if !f.upTo.at.before(at) {
+				h.refused = err
 				a.settle(h)
 			}
 		}

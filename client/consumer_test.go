@@ -12,6 +12,7 @@ import (
 
 	"github.com/magnetar-io/magnetar/client"
 	"github.com/magnetar-io/magnetar/client/internal/faketest"
+	brokerv1 "github.com/magnetar-io/magnetar/proto/broker/v1"
 )
 
 // publish sends the values first to last-1 in batches of up to ten.
@@ -96,6 +97,36 @@ func TestAckAsync(t *testing.T) {
 		backlog(t, cluster, 5)
 		if n := cluster.Acks("t", "s"); n > 300 {
 			t.Errorf("%d positions told for 995 messages in 100 entries", n)
+		}
+	})
+}
+
+// Shows that an acknowledgement which the broker could not keep just now is sent
+// again until it is durable, though nobody waits; and that one it refuses for good
+// is reported as often as it is asked for.
+func TestRefusedAcks(t *testing.T) {
+	world(t, 1, func(t *testing.T, ctx context.Context, cluster *faketest.Cluster) {
+		c := connect(t, ctx, cluster)
+		defer closing(t, ctx, c)
+		s := must[*client.Consumer](t)(c.Subscribe(ctx, "t", "s", client.From(client.Earliest())))
+		publish(t, ctx, c, cluster, "t", 0, 31)
+		codes := []brokerv1.Code{brokerv1.Code_CODE_UNAVAILABLE, brokerv1.Code_CODE_INTERNAL, brokerv1.Code_CODE_QUOTA}
+		for i := range 30 {
+			m := receive(t, ctx, s, i)
+			if i%10 == 9 {
+				cluster.RefuseAcks(long+"t", codes[i/10])
+			}
+			m.AckAsync()
+			synctest.Wait()
+		}
+		time.Sleep(time.Second)
+		backlog(t, cluster, 1)
+		m := receive(t, ctx, s, 30)
+		cluster.RefuseAcks(long+"t", brokerv1.Code_CODE_INVALID)
+		for range 2 {
+			if err := m.Ack(ctx); !errors.Is(err, client.ErrInvalid) {
+				t.Errorf("ack: %v", err)
+			}
 		}
 	})
 }

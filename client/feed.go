@@ -429,6 +429,7 @@ func (f *feed) detachLocked() {
 		f.link.leave(f.id, goodbye)
 	}
 	f.link, f.queued = nil, false
+	f.redeliver = nil // subscribing again brings it back
 	f.c.dropQueuedLocked(f, false)
 	f.inQueue = 0
 }

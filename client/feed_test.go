@@ -45,6 +45,39 @@ func TestSubscribedAfterClose(t *testing.T) {
 	}
 }
 
+// Shows that what was to be asked for again when the link ended is not asked for on
+// the next one, which brings it back by itself: asked for as well it came twice, the
+// second time though it was acknowledged by then.
+func TestNothingIsAskedForTwice(t *testing.T) {
+	c := &Client{opts: newOptions(nil), log: newOptions(nil).log, ctx: t.Context(), open: map[closer]struct{}{}, over: true}
+	s := newConsumer(c, "t", "s", newConsumerOptions(nil), false, []*discoveryv1.Partition{{}})
+	defer s.stop()
+	f := s.feeds[0]
+	attach := func() *link {
+		l := quietLink()
+		f.answer, f.opening = make(chan error, 1), l
+		f.id, _ = l.join(f, f.subscribeLocked)
+		f.subscribed(l, brokerv1.Subscribed_builder{ConsumerId: proto.Uint64(f.id)}.Build())
+		return l
+	}
+	l := attach()
+	h := &handed{at: place{1, 1}, left: allBits(1), out: allBits(1)}
+	f.acks.entries[h.at] = h
+	s.nacks.waiting = []nack{{time.Now(), &Received{feed: f, entry: h}}}
+	s.onNacks()
+	if len(f.redeliver) != 1 {
+		t.Fatalf("to be asked for: %v", f.redeliver)
+	}
+	l.end(ErrUnavailable)
+	var p parcel
+	f.pull(attach(), f.id, &p)
+	for _, m := range p.messages {
+		if m.(*brokerv1.ConsumeRequest).HasRedeliver() {
+			t.Errorf("said: %v", m)
+		}
+	}
+}
+
 // Shows that a topic of which the broker names no last entry, in either of the
 // ways that are in use, is at its end for a bounded reader.
 func TestEmptyTopicIsAtItsEnd(t *testing.T) {

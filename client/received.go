@@ -39,6 +39,9 @@ func (r *Received) ack(wait bool) (*ackGroup, error) {
 		f.wantLocked()
 		return nil, nil
 	}
+	if !changed && r.entry.refused != nil {
+		return nil, r.entry.refused
+	}
 	if !changed && f.acks.idle() {
 		return nil, nil
 	}

@@ -97,8 +97,13 @@ func (m *messaging) consumeLocked(r *brokerv1.ConsumeRequest, mine map[uint64]*c
 	case brokerv1.ConsumeRequest_Ack_case:
 		a := r.GetAck()
 		if c := mine[a.GetConsumerId()]; c != nil {
-			c.s.ackLocked(a)
-			c.done(a.GetRequestId(), brokerv1.Code_CODE_UNSPECIFIED)
+			code := brokerv1.Code_CODE_UNSPECIFIED
+			if t := c.s.t; len(t.refuseAcks) > 0 {
+				code, t.refuseAcks = t.refuseAcks[0], t.refuseAcks[1:]
+			} else {
+				c.s.ackLocked(a)
+			}
+			c.done(a.GetRequestId(), code)
 			c.s.dispatchLocked()
 		}
 	case brokerv1.ConsumeRequest_Redeliver_case:
@@ -414,6 +419,13 @@ func (c *Cluster) Acks(name, subscriptionName string) (n int) {
 		}
 	}
 	return n
+}
+
+// RefuseAcks makes a topic refuse its next acknowledgements with codes.
+func (c *Cluster) RefuseAcks(name string, codes ...brokerv1.Code) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.topics[name].refuseAcks = codes
 }
 
 // SeekOutside moves a subscription's cursor as an operator would.

@@ -28,6 +28,7 @@ type topic struct {
 	open          []*openProducer
 	chosen        int
 	refuse        []brokerv1.Code // answers to the next batches, instead of taking them
+	refuseAcks    []brokerv1.Code // answers to the next acknowledgements
 	held          bool
 	routing       uint64
 	loseReceipt   bool
