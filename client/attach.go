@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	brokerv1 "github.com/magnetar-io/magnetar/proto/broker/v1"
 )
 
 const (
@@ -14,6 +16,9 @@ const (
 	backoffMost  = 500 * time.Millisecond
 	// openTimeout bounds one attempt, from connecting to the broker's answer.
 	openTimeout = 15 * time.Second
+	// vainAttempts is after how many attempts in vain another one is asked for the
+	// owner: who was asked may be cut off from the cluster, and not know it moved.
+	vainAttempts = 8
 )
 
 // endpoint is what is attached to a broker and, when that ends, attached again:
@@ -32,16 +37,15 @@ type endpoint interface {
 func (c *Client) attach(ctx context.Context, e endpoint, first string, patient bool) error {
 	wait := backoffFirst
 	var last error
-	for {
+	for n := 1; ; n++ {
 		address, err := first, error(nil)
 		first = ""
+		asked := c.discovery.preferred()
 		if address == "" {
 			address, err = c.discovery.owner(ctx, e.topicName())
 		}
 		if err == nil {
-			attempt, cancel := context.WithTimeout(ctx, openTimeout)
-			err = e.open(attempt, address)
-			cancel()
+			err = c.try(ctx, e, address)
 		}
 		var said *codeError
 		switch {
@@ -60,12 +64,56 @@ func (c *Client) attach(ctx context.Context, e endpoint, first string, patient b
 			}
 		}
 		last = err
+		if n%vainAttempts == 0 {
+			c.discovery.demote(asked)
+		}
 		c.log.Debug("cannot attach yet", "topic", e.topicName(), "address", address, "retryIn", wait, "error", err)
 		if err := c.sleepAbout(ctx, wait); err != nil {
 			return errors.Join(err, notJust(err, last))
 		}
 		wait = min(2*wait, backoffMost)
 	}
+}
+
+// attempt is one at attaching an endpoint. Like one that is attached it follows
+// the topic away from a broker that is silent, by giving up.
+type attempt struct {
+	e       endpoint
+	address string
+	began   time.Time
+	giveUp  context.CancelCauseFunc
+}
+
+func (a *attempt) topicName() string { return a.e.topicName() }
+
+func (a *attempt) stalled(now time.Time) (address string, ok bool) {
+	return a.address, now.Sub(a.began) >= stallAfter
+}
+
+func (a *attempt) moveTo(_, to string) {
+	a.giveUp(&codeError{code: brokerv1.Code_CODE_MOVED, movedTo: to,
+		message: fmt.Sprintf("broker %s is silent, %s owns the topic", a.address, to)})
+}
+
+// try makes one attempt to attach e at address.
+func (c *Client) try(ctx context.Context, e endpoint, address string) error {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	a := &attempt{e: e, address: address, began: time.Now(), giveUp: giveUp}
+	c.mu.Lock()
+	c.attempts[a] = struct{}{}
+	c.mu.Unlock()
+	err := e.open(ctx, address)
+	c.mu.Lock()
+	delete(c.attempts, a)
+	c.mu.Unlock()
+	var moved *codeError
+	if err != nil && errors.As(context.Cause(ctx), &moved) {
+		return moved
+	}
+	return err
 }
 
 // notJust is last, the cause that a context's end hides, unless it says no more.

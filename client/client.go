@@ -33,6 +33,8 @@ type Client struct {
 	closing bool
 	over    bool // no goroutine may start any more
 	open    map[closer]struct{}
+	// attempts to attach that are under way.
+	attempts map[*attempt]struct{}
 }
 
 // closer is what the client closes at its end: a producer, consumer or reader.
@@ -42,9 +44,9 @@ type closer interface {
 	endpoints() []follower
 }
 
-// follower is an endpoint that can tell that its broker is silent.
+// follower waits for a broker and can tell that it is silent.
 type follower interface {
-	endpoint
+	topicName() string
 	stalled(now time.Time) (address string, ok bool)
 	moveTo(from, to string)
 }
@@ -66,7 +68,8 @@ func Connect(ctx context.Context, servers string, opts ...Option) (*Client, erro
 	case o.memory < 1:
 		return nil, fmt.Errorf("connect: memory of %d bytes: %w", o.memory, ErrInvalid)
 	}
-	c := &Client{opts: o, log: o.log, memory: semaphore.NewWeighted(o.memory), open: map[closer]struct{}{}, ended: make(chan struct{})}
+	c := &Client{opts: o, log: o.log, memory: semaphore.NewWeighted(o.memory), open: map[closer]struct{}{},
+		attempts: map[*attempt]struct{}{}, ended: make(chan struct{})}
 	c.instance = fmt.Sprintf("%016x", o.rand())
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	dial := dialer(o)

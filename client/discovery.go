@@ -31,6 +31,7 @@ type discovery struct {
 	wg   *sync.WaitGroup // the client's goroutines
 
 	mu        sync.Mutex
+	given     []string // to Connect; never altered
 	addresses []string // the one that answered last comes first
 	conns     map[string]*grpc.ClientConn
 	waiting   map[string]*lookup // of the next call, by topic
@@ -46,7 +47,7 @@ type lookup struct {
 }
 
 func newDiscovery(done context.Context, wg *sync.WaitGroup, addresses []string, dial func(string) (*grpc.ClientConn, error)) *discovery {
-	return &discovery{dial: dial, done: done, wg: wg, addresses: addresses,
+	return &discovery{dial: dial, done: done, wg: wg, given: addresses, addresses: slices.Clone(addresses),
 		conns: map[string]*grpc.ClientConn{}, waiting: map[string]*lookup{}}
 }
 
@@ -120,6 +121,22 @@ func (d *discovery) prefer(address string) {
 	}
 }
 
+// preferred is the address that is asked first.
+func (d *discovery) preferred() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.addresses[0]
+}
+
+// demote makes an address that is asked first the last one.
+func (d *discovery) demote(address string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.addresses[0] == address {
+		d.addresses = append(slices.Delete(d.addresses, 0, 1), address)
+	}
+}
+
 // maxAddresses bounds the addresses remembered beside those given.
 const maxAddresses = 64
 
@@ -138,11 +155,30 @@ func (d *discovery) learn(addresses ...string) {
 func (d *discovery) cluster(ctx context.Context) error {
 	return d.ask(ctx, func(ctx context.Context, c discoveryv1.DiscoveryClient) error {
 		r, err := c.Cluster(ctx, &discoveryv1.ClusterRequest{})
-		for _, b := range r.GetBrokers() {
-			d.learn(b.GetAddress())
+		if err == nil {
+			d.renew(r.GetBrokers())
 		}
 		return err
 	})
+}
+
+// renew forgets the addresses of brokers that are gone, so that there is room for
+// those that came. Those given to Connect stay. One that knows no broker knows
+// nothing yet.
+func (d *discovery) renew(brokers []*discoveryv1.Broker) {
+	if len(brokers) == 0 {
+		return
+	}
+	var live []string
+	for _, b := range brokers {
+		live = append(live, b.GetAddress())
+	}
+	d.mu.Lock()
+	d.addresses = slices.DeleteFunc(d.addresses, func(a string) bool {
+		return !slices.Contains(d.given, a) && !slices.Contains(live, a)
+	})
+	d.mu.Unlock()
+	d.learn(live...)
 }
 
 // topic returns the partitions of a topic, creating it where asked to.

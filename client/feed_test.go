@@ -3,6 +3,8 @@ package client
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -110,5 +112,18 @@ func TestIdleLinkEndsNobody(t *testing.T) {
 	}
 	if len(b.byAddress) != 0 {
 		t.Error("the connection stays")
+	}
+}
+
+// Shows that a client that lives long knows the brokers of today, however many came
+// and went, and still the addresses it was given.
+func TestAddressesAreRenewed(t *testing.T) {
+	d := newDiscovery(t.Context(), nil, []string{"given"}, nil)
+	for i := range 3 * maxAddresses {
+		d.learn(fmt.Sprint("gone-", i))
+	}
+	d.renew([]*discoveryv1.Broker{discoveryv1.Broker_builder{Address: proto.String("new")}.Build()})
+	if want := []string{"given", "new"}; !slices.Equal(d.addresses, want) {
+		t.Errorf("knows %v, want %v", d.addresses, want)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -487,6 +488,60 @@ func TestSilentBroker(t *testing.T) {
 		if took := time.Since(start); took > 8*time.Second {
 			t.Errorf("consumer resumed after %v", took)
 		}
+	})
+}
+
+// Shows that an attempt to attach at a broker that says nothing, or to which not
+// even a connection comes about, is given up once another one owns the topic.
+func TestSilentBrokerWhileAttaching(t *testing.T) {
+	for name, dark := range map[string]bool{"no answer": false, "no connection": true} {
+		t.Run(name, func(t *testing.T) {
+			world(t, 1, func(t *testing.T, ctx context.Context, cluster *faketest.Cluster) {
+				cluster.CreateTopic("t", 0)
+				from := cluster.Owner("t")
+				other := map[string]string{"broker-1": "broker-2", "broker-2": "broker-1"}[from]
+				c := connect(t, ctx, cluster, client.WithDialer(func(ctx context.Context, address string) (net.Conn, error) {
+					if dark && address == from {
+						<-ctx.Done()
+						return nil, ctx.Err()
+					}
+					return cluster.Dial(ctx, address)
+				}))
+				defer closing(t, ctx, c)
+				cluster.Silence(long+"t", true)
+				time.AfterFunc(time.Second, func() { cluster.Move("t", other, false) })
+				start := time.Now()
+				subscribed := make(chan error, 1)
+				go func() { subscribed <- second(c.Subscribe(ctx, "t", "s")) }()
+				p := must[*client.Producer](t)(c.Producer(ctx, "t"))
+				must[client.MessageID](t)(p.Send(ctx, client.Message{Value: []byte("0")}))
+				if err := <-subscribed; err != nil {
+					t.Error(err)
+				}
+				if took := time.Since(start); took > 4*time.Second {
+					t.Errorf("attached after %v", took)
+				}
+			})
+		})
+	}
+}
+
+// Shows that a client which asked a discovery process that is cut off from the
+// cluster, and names an owner that is dead, asks another one.
+func TestStaleDiscovery(t *testing.T) {
+	world(t, 1, func(t *testing.T, ctx context.Context, cluster *faketest.Cluster) {
+		c := connect(t, ctx, cluster)
+		defer closing(t, ctx, c)
+		p := must[*client.Producer](t)(c.Producer(ctx, "t"))
+		s := must[*client.Consumer](t)(c.Subscribe(ctx, "t", "s"))
+		from := cluster.Owner("t")
+		cluster.Freeze("discovery-1")
+		cluster.Move("t", map[string]string{"broker-1": "broker-2", "broker-2": "broker-1"}[from], false)
+		cluster.Kill(from)
+		short, cancel := context.WithTimeout(ctx, time.Minute)
+		defer cancel()
+		must[client.MessageID](t)(p.Send(short, client.Message{Value: []byte("0")}))
+		receive(t, short, s, 0)
 	})
 }
 

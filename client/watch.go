@@ -48,6 +48,9 @@ func (c *Client) followMoves(now time.Time) {
 	for o := range c.open {
 		all = append(all, o.endpoints()...)
 	}
+	for a := range c.attempts {
+		all = append(all, a)
+	}
 	c.mu.Unlock()
 	var silent []follower
 	var topics, addresses []string

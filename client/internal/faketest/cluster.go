@@ -56,6 +56,7 @@ type node struct {
 	server  *grpc.Server
 	lis     *pipeListener
 	down    bool
+	frozen  map[string]string // owners by topic, as it knew them when it was cut off
 }
 
 // New returns a cluster with brokers at broker-1, broker-2 … and discovery
@@ -75,7 +76,7 @@ func New(seed uint64, brokers, discoveries int) *Cluster {
 func (c *Cluster) start(address string, broker bool) {
 	n := &node{cluster: c, address: address, broker: broker, lis: newPipeListener(), server: grpc.NewServer(grpc.MaxRecvMsgSize(64<<20),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}))}
-	discoveryv1.RegisterDiscoveryServer(n.server, &discovery{c: c})
+	discoveryv1.RegisterDiscoveryServer(n.server, &discovery{c: c, node: n})
 	if broker {
 		brokerv1.RegisterMessagingServer(n.server, &messaging{node: n})
 	}
@@ -118,6 +119,17 @@ func (c *Cluster) Restart(address string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.nodes[address].down = false
+}
+
+// Freeze cuts a node off from the others: it goes on to answer what it knows now.
+func (c *Cluster) Freeze(address string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	frozen := map[string]string{}
+	for name, t := range c.topics {
+		frozen[name] = t.owner
+	}
+	c.nodes[address].frozen = frozen
 }
 
 // Cut cuts all connections of a node; new ones are taken.
@@ -328,7 +340,8 @@ func (c *Cluster) Messages(name string) []Stored {
 
 type discovery struct {
 	discoveryv1.UnimplementedDiscoveryServer
-	c *Cluster
+	c    *Cluster
+	node *node
 }
 
 func (d *discovery) Topics(_ context.Context, r *discoveryv1.TopicsRequest) (*discoveryv1.TopicsResponse, error) {
@@ -361,8 +374,12 @@ func (d *discovery) Lookup(_ context.Context, r *discoveryv1.LookupRequest) (*di
 			o.SetError("no such topic " + name)
 			o.SetErrorCode(5)
 		} else {
-			o.SetBroker(t.owner)
-			o.SetAddress(t.owner)
+			owner := t.owner
+			if d.node.frozen != nil {
+				owner = d.node.frozen[name]
+			}
+			o.SetBroker(owner)
+			o.SetAddress(owner)
 		}
 		out.SetOwners(append(out.GetOwners(), o))
 	}

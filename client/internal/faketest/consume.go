@@ -154,6 +154,8 @@ func (m *messaging) subscribeLocked(r *brokerv1.Subscribe, out *outbox[*brokerv1
 		return refuse(brokerv1.Code_CODE_TOPIC_NOT_FOUND, "no topic "+r.GetTopic())
 	case t.owner != m.node.address:
 		return refuse(brokerv1.Code_CODE_MOVED, "topic is at "+t.owner)
+	case t.silent == m.node.address:
+		return nil
 	}
 	s := t.subscriptions[r.GetSubscription()]
 	if s == nil && r.GetMustExist() {

@@ -147,6 +147,8 @@ func (m *messaging) openLocked(o *brokerv1.OpenProducer, out *outbox[*brokerv1.P
 		return refuse(brokerv1.Code_CODE_TOPIC_NOT_FOUND, "", "no topic %s", o.GetTopic())
 	case t.owner != m.node.address:
 		return refuse(brokerv1.Code_CODE_MOVED, "", "topic %s is at %s", t.name, t.owner)
+	case t.silent == m.node.address:
+		return nil
 	}
 	name := o.GetProducerName()
 	if name == "" {
