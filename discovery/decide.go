@@ -25,11 +25,12 @@ type Action struct {
 // A bundle without an owner goes to the live broker that ranks first for it. One
 // whose owner is gone goes there too, but only once current data was watched for a
 // whole lease: after a long outage every session has lapsed, and brokers are given
-// that time to come back. An owner that is back, under another session than the
-// one it took the bundle in, is not gone: it alone claims the bundle anew, whoever
-// ranks first, and hands it over in order if another one does (M5). Of
-// a store that was rolled back nothing is taken over (M7). A broker that comes
-// anew gets its share from the others once it has been there for MinStay.
+// that time to come back. Nor is an owner gone whose record is newer than what is
+// shown of the brokers: it may be newer, too. One that is back, under another
+// session than the one it took the bundle in, is not gone: it alone claims the
+// bundle anew, whoever ranks first, and hands it over in order if another one does
+// (M5). Of a store that was rolled back nothing is taken over (M7). A broker that
+// comes anew gets its share from the others once it has been there for MinStay.
 //
 // What follows from a broker's own records is its own to see: a bundle whose
 // record moved on is to be dropped, one that names the present session to be
@@ -63,6 +64,8 @@ func Decide(s *Snapshot, self, session string) []Action {
 		case b.Owner.Broker == "":
 			a.Reason = "it has no owner"
 		case s.Watched() < s.Lease:
+			continue
+		case s.BrokersRevision < b.Revision:
 			continue
 		default:
 			a.Reason = "the session of its owner is over"

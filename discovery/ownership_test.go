@@ -449,6 +449,7 @@ func TestDecide(t *testing.T) {
 		}, map[string]BundleInfo{b.String(): {Bundle: b, Exists: true}})
 		s.At, s.Lease, s.MinStay = now, 5*time.Second, 5*time.Second
 		s.since, s.heard = now.Add(-time.Hour), now
+		s.Revision, s.BrokersRevision = 20, 20
 		return s
 	}
 	set := func(s *Snapshot, owner catalog.Owner, revision meta.Revision, age time.Duration) {
@@ -474,6 +475,10 @@ func TestDecide(t *testing.T) {
 			s.since = now.Add(-time.Second)
 		}, "", ""},
 		{"owner is dead", func(s *Snapshot) { set(s, catalog.Owner{Broker: "x", Session: "x"}, 9, time.Hour) }, "take", ""},
+		{"owner is newer than the brokers shown", func(s *Snapshot) {
+			set(s, catalog.Owner{Broker: "x", Session: "x"}, 9, time.Hour)
+			s.BrokersRevision = 8
+		}, "", ""},
 		{"owner is dead, new view", func(s *Snapshot) {
 			set(s, catalog.Owner{Broker: "x", Session: "x"}, 9, time.Hour)
 			s.since = now.Add(-4 * time.Second)

@@ -16,8 +16,9 @@ type Snapshot struct {
 	At      time.Time             // when it was taken, by this process's clock
 	Brokers map[string]BrokerInfo // live ones, by id
 	Bundles map[string]BundleInfo // by name
-	// Revision of the store that Bundles shows.
-	Revision meta.Revision
+	// Revision of the store that Bundles shows, and BrokersRevision the one that
+	// Brokers does: they are watched apart.
+	Revision, BrokersRevision meta.Revision
 	// Lease and MinStay are the view's.
 	Lease   time.Duration
 	MinStay time.Duration

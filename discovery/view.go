@@ -142,7 +142,7 @@ func (v *View) Snapshot() *Snapshot {
 	}
 	s := *v.snapshot
 	s.At, s.Lease, s.MinStay, s.RolledBack = time.Now(), v.opts.Lease, v.opts.MinStay, v.rolledBack
-	s.Revision = v.feeds[feedBundles].revision
+	s.Revision, s.BrokersRevision = v.feeds[feedBundles].revision, v.feeds[feedBrokers].revision
 	s.since, s.heard = v.feeds[0].since, v.feeds[0].heard
 	for _, f := range v.feeds {
 		if !f.listed {
