@@ -300,6 +300,61 @@ func TestRuleM32_GrowthIsFollowed(t *testing.T) {
 	})
 }
 
+// TestRuleM32_NoKeyIsInTwoPlaces shows that while a partition is split no message
+// of a key that moved is stored where the key was: neither one that waited in a
+// batch to be closed, nor one sent while the new partition has no owner yet.
+func TestRuleM32_NoKeyIsInTwoPlaces(t *testing.T) {
+	world(t, 1, func(t *testing.T, ctx context.Context, cluster *faketest.Cluster) {
+		cluster.CreateTopic("p", 2)
+		c := connect(t, ctx, cluster)
+		defer closing(t, ctx, c)
+		p := must[*client.Producer](t)(c.Producer(ctx, "p"))
+		cluster.Hold(long+"p-partition-1", true)
+		synctest.Wait()
+		var futures []client.Future
+		send := func() {
+			for i := range 30 {
+				futures = append(futures, p.SendAsync(ctx, client.Message{Key: fmt.Sprint("key", i), Value: []byte("x")}))
+			}
+			synctest.Wait()
+		}
+		send()
+		send()
+		cluster.Split("p", 1)
+		cluster.Move("p-partition-2", "", false)
+		cluster.Hold(long+"p-partition-1", false)
+		for range 3 {
+			send()
+			time.Sleep(time.Second)
+		}
+		cluster.Move("p-partition-2", "broker-1", false)
+		time.Sleep(10 * time.Second)
+		send()
+		p.Flush(ctx)
+		failed := 0
+		for _, f := range futures {
+			if _, err := f.Wait(ctx); err != nil {
+				if failed++; !client.Retryable(err) {
+					t.Errorf("got %v", err)
+				}
+			}
+		}
+		where := map[string]string{}
+		topics := map[string]int{}
+		stored := cluster.Messages("p")
+		for _, m := range stored {
+			topics[m.Topic]++
+			if before := where[m.Key]; before != "" && before != m.Topic {
+				t.Errorf("%s is in %s and in %s", m.Key, before, m.Topic)
+			}
+			where[m.Key] = m.Topic
+		}
+		if len(stored)+failed != len(futures) || failed == 0 || len(topics) != 3 {
+			t.Errorf("%d stored, in %v, %d failed, of %d", len(stored), topics, failed, len(futures))
+		}
+	})
+}
+
 // Shows that the memory budget holds producers back, that waiting ends with the
 // context, definitely, and that a message above all limits is refused at once.
 func TestMemoryBudget(t *testing.T) {

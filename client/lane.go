@@ -8,6 +8,7 @@ import (
 
 	"github.com/magnetar-io/magnetar/internal/entry"
 	brokerv1 "github.com/magnetar-io/magnetar/proto/broker/v1"
+	discoveryv1 "github.com/magnetar-io/magnetar/proto/discovery/v1"
 	entryv1 "github.com/magnetar-io/magnetar/proto/entry/v1"
 )
 
@@ -66,6 +67,7 @@ type lane struct {
 	hasPrev    bool // the chain: highest sequence id before the next batch to be closed
 	prev       uint64
 	routing    uint64
+	part       *discoveryv1.Partition // of that version
 
 	failure  error     // nothing more is taken
 	flushErr error     // first failure since the last Flush
@@ -90,6 +92,9 @@ func (l *lane) add(m *outgoing) (b *batch, i int, gathering bool) {
 	if l.failure != nil {
 		return failed(l.failure), 0, false
 	}
+	if err := l.belongsLocked(m); err != nil {
+		return failed(err), 0, false
+	}
 	if b := l.numberLocked(m); b != nil {
 		return b, 0, false
 	}
@@ -108,6 +113,21 @@ func (l *lane) add(m *outgoing) (b *batch, i int, gathering bool) {
 	}
 	l.wantLocked()
 	return b, i, l.gather == b
+}
+
+// belongsLocked reports whether the partition takes a message. It does not when the
+// message was routed by a map older than the lane's: what has the same key goes
+// elsewhere already, or soon, and would be overtaken.
+func (l *lane) belongsLocked(m *outgoing) error {
+	outside := m.HasKey && l.partition >= 0 && (m.hash < l.part.GetKeyHashFirst() || m.hash > l.part.GetKeyHashLast())
+	if outside || l.part.GetSealed() {
+		return l.rerouted()
+	}
+	return nil
+}
+
+func (l *lane) rerouted() error {
+	return fmt.Errorf("topic %s takes no more of these keys, its partitions changed; send again: %w", l.topic, ErrUnavailable)
 }
 
 // numberLocked gives the message its sequence id. It returns an outcome for one

@@ -90,10 +90,7 @@ func (l *lane) opened(from *link, o *brokerv1.ProducerOpened) {
 		l.name = o.GetProducerName()
 		if o.GetHasLastSequenceId() {
 			l.stored, l.lastStored = true, o.GetLastSequenceId()
-			l.hasPrev, l.prev = true, l.lastStored
-			if !l.p.opts.sequences {
-				l.hasLast, l.last = true, l.lastStored
-			}
+			l.resumeLocked()
 		}
 	}
 	l.since = time.Now()
@@ -104,6 +101,21 @@ func (l *lane) opened(from *link, o *brokerv1.ProducerOpened) {
 		return
 	}
 	l.wantLocked()
+}
+
+// resumeLocked goes on after the last sequence id stored for the name. What was
+// taken before that was known is numbered anew, unless the application numbers it.
+func (l *lane) resumeLocked() {
+	taken := l.gather != nil || len(l.pending) > 0
+	switch {
+	case !taken:
+		l.hasPrev, l.prev = true, l.lastStored
+		if !l.p.opts.sequences {
+			l.hasLast, l.last = true, l.lastStored
+		}
+	case !l.p.opts.sequences:
+		l.renumberLocked(l.lastStored)
+	}
 }
 
 // closedBy handles the end of the producer on the broker's side, and the refusal
@@ -184,16 +196,26 @@ func (l *lane) leaveLocked(why error, address string) {
 		if err == nil && stale {
 			err = l.p.reroute()
 		}
-		if err == nil {
-			err = c.attach(l.p.ctx, l, address, true)
+		if err != nil {
+			l.failedToAttach(err)
+			return
 		}
-		switch {
-		case l.p.ctx.Err() != nil:
-			l.fail(ErrClosed)
-		case err != nil:
-			l.fail(err)
-		}
+		l.reattach(address)
 	})
+}
+
+// reattach opens the lane until it is attached, first at address, or fails it.
+func (l *lane) reattach(address string) {
+	if err := l.p.c.attach(l.p.ctx, l, address, true); err != nil {
+		l.failedToAttach(err)
+	}
+}
+
+func (l *lane) failedToAttach(err error) {
+	if l.p.ctx.Err() != nil {
+		err = ErrClosed
+	}
+	l.fail(err)
 }
 
 func (l *lane) detachLocked() {
@@ -208,7 +230,10 @@ func (l *lane) detachLocked() {
 // under way are made for it anew; those that the partition takes no more fail.
 func (l *lane) adopt(version uint64, part *discoveryv1.Partition) {
 	l.mu.Lock()
-	l.routing = version
+	if l.gather != nil && l.routing != version {
+		l.closeLocked() // made for the map before
+	}
+	l.routing, l.part = version, part
 	var gone []*batch
 	if l.link == nil && l.answer == nil {
 		kept := l.pending[:0:0]
@@ -223,7 +248,7 @@ func (l *lane) adopt(version uint64, part *discoveryv1.Partition) {
 	}
 	l.mu.Unlock()
 	for _, b := range gone {
-		l.p.finish(l, b, noPlace, b.refusal(fmt.Errorf("topic %s takes no more of these keys, its partitions changed: %w", l.topic, ErrUnavailable)))
+		l.p.finish(l, b, noPlace, b.refusal(l.rerouted()))
 	}
 }
 

@@ -102,7 +102,10 @@ const maxBatchMessages = 1 << 17
 func (p *Producer) follow(ctx context.Context, m *discoveryv1.TopicMap) error {
 	r := &routes{version: m.GetRoutingVersion()}
 	known := map[string]*lane{}
-	if old := p.routes.Load(); old != nil {
+	name := p.opts.name
+	old := p.routes.Load()
+	if old != nil {
+		name = p.Name()
 		for _, l := range old.lanes {
 			known[l.topic] = l
 		}
@@ -111,7 +114,7 @@ func (p *Producer) follow(ctx context.Context, m *discoveryv1.TopicMap) error {
 	for _, part := range m.GetPartitions() {
 		l := known[part.GetTopic()]
 		if l == nil {
-			l = &lane{p: p, topic: part.GetTopic(), partition: part.GetNumber(), name: p.opts.name}
+			l = &lane{p: p, topic: part.GetTopic(), partition: part.GetNumber(), name: name}
 			fresh = append(fresh, l)
 		}
 		l.adopt(r.version, part)
@@ -125,20 +128,21 @@ func (p *Producer) follow(ctx context.Context, m *discoveryv1.TopicMap) error {
 		return fmt.Errorf("topic %s has no partition that takes messages: %w", p.topic, ErrUnavailable)
 	}
 	slices.SortFunc(r.ranges, func(a, b keyRange) int { return int(int64(a.first) - int64(b.first)) })
-	err := p.attach(ctx, fresh)
-	// Also after a failure: stop has to find the lanes.
-	if err == nil || p.routes.Load() == nil {
-		p.routes.Store(r)
-		if p.ctx.Err() == nil {
-			return err
-		}
-		err = ErrClosed // stop may have looked before we stored them
+	if old == nil {
+		err := p.attach(ctx, fresh)
+		p.routes.Store(r) // also after a failure: stop has to find the lanes
+		return err
 	}
-	for _, l := range fresh { // nobody will find them
-		l.goodbye()
-		l.fail(err)
+	// Those that are attached do not wait for those that are new, whose messages
+	// gather meanwhile.
+	p.routes.Store(r)
+	for _, l := range fresh {
+		p.c.spawn(func() { l.reattach("") })
 	}
-	return err
+	if p.ctx.Err() != nil { // stop may have looked before they were stored
+		p.stop()
+	}
+	return nil
 }
 
 // attach opens lanes, the first one alone where the cluster chooses the name, for
