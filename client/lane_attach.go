@@ -70,9 +70,18 @@ func (l *lane) open(ctx context.Context, address string) error {
 // link finds it attached.
 func (l *lane) opened(from *link, o *brokerv1.ProducerOpened) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	forgotten := l.openedLocked(from, o)
+	l.mu.Unlock()
+	for _, b := range forgotten {
+		l.p.finish(l, b, noPlace, b.refusal(fmt.Errorf("topic %s: the broker remembers nothing of producer %s any more: %w", l.topic, o.GetProducerName(), ErrUnavailable)))
+	}
+}
+
+// openedLocked attaches the lane and returns the batches whose outcome nobody can
+// tell any more.
+func (l *lane) openedLocked(from *link, o *brokerv1.ProducerOpened) (forgotten []*batch) {
 	if !l.openingLocked(from, o.GetProducerId()) {
-		return
+		return nil
 	}
 	l.link, l.held, l.recall, l.queued = from, false, false, false
 	l.ghost = nil // this one took its place
@@ -92,15 +101,37 @@ func (l *lane) opened(from *link, o *brokerv1.ProducerOpened) {
 			l.stored, l.lastStored = true, o.GetLastSequenceId()
 			l.resumeLocked()
 		}
+	} else if !o.GetHasLastSequenceId() {
+		forgotten = l.forgottenLocked()
 	}
 	l.since = time.Now()
 	l.answer <- nil
 	l.answer = nil
 	if l.failure != nil { // the lane ended before the answer came
 		l.goodbyeLocked()
-		return
+		return forgotten
 	}
 	l.wantLocked()
+	return forgotten
+}
+
+// forgottenLocked takes the batches out that may be stored, of a producer of which
+// the broker remembers nothing though it had stored something: sent again they
+// would be stored twice.
+func (l *lane) forgottenLocked() (gone []*batch) {
+	if len(l.pending) == 0 || !l.pending[0].doubt {
+		return nil
+	}
+	h, _, err := entry.ParseHeader(l.pending[0].part)
+	if err != nil || !h.HasPrevious {
+		return nil // it was the first one, and is not stored
+	}
+	for len(l.pending) > 0 && l.pending[0].doubt {
+		gone = append(gone, l.pending[0])
+		l.takeFirstLocked()
+	}
+	l.chainLocked(false, 0)
+	return gone
 }
 
 // resumeLocked goes on after the last sequence id stored for the name. What was

@@ -337,6 +337,31 @@ func TestForgottenProducer(t *testing.T) {
 	})
 }
 
+// Shows that a batch whose answer was lost is not sent again to a broker that
+// forgot the producer meanwhile: it would be stored twice. Its outcome is unknown,
+// and what follows is stored.
+func TestForgottenProducerInDoubt(t *testing.T) {
+	world(t, 1, func(t *testing.T, ctx context.Context, cluster *faketest.Cluster) {
+		c := connect(t, ctx, cluster)
+		defer closing(t, ctx, c)
+		p := must[*client.Producer](t)(c.Producer(ctx, "t"))
+		must[client.MessageID](t)(p.Send(ctx, client.Message{Value: []byte("0")}))
+		cluster.LoseNextReceipt(long + "t")
+		doubtful := p.SendAsync(ctx, client.Message{Value: []byte("1")})
+		synctest.Wait()
+		cluster.Forget(long+"t", p.Name())
+		cluster.Cut(cluster.Owner("t"))
+		if id, err := doubtful.Wait(ctx); !errors.Is(err, client.ErrUnknownOutcome) {
+			t.Errorf("got %v, %v", id, err)
+		}
+		if err := p.Flush(ctx); !errors.Is(err, client.ErrUnknownOutcome) {
+			t.Errorf("flush: %v", err)
+		}
+		must[client.MessageID](t)(p.Send(ctx, client.Message{Value: []byte("2")}))
+		checkOrder(t, cluster.Messages("t"), 3)
+	})
+}
+
 // Shows that a named producer goes on where its name stopped, and that a message
 // numbered by the application is stored once across restarts.
 func TestNamedProducer(t *testing.T) {
