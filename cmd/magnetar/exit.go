@@ -79,8 +79,8 @@ func exitCode(err error) int {
 	return exitError
 }
 
-// errorCodes are the exit codes of the client's errors, and of a data directory
-// that is not to be touched.
+// errorCodes are the exit codes of the client's errors, and of a data directory or
+// a name that is not this process's.
 var errorCodes = []struct {
 	err  error
 	code int
@@ -97,6 +97,8 @@ var errorCodes = []struct {
 	{bookie.ErrLocked, exitRefused},
 	{bookie.ErrNewer, exitRefused},
 	{bookie.ErrForeign, exitRefused},
+	{bookie.ErrReplaced, exitRefused},
+	{bookie.ErrTaken, exitRefused},
 }
 
 // grpcCode is the status code anywhere in err's chain; Unknown if there is none.

@@ -36,10 +36,11 @@ func TestScripts(t *testing.T) {
 		Deadline: time.Now().Add(scriptTime),
 		Setup: func(e *testscript.Env) error {
 			e.Vars = append(e.Vars, "README="+readme)
+			e.Values[membersKey{}] = members{}
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "node": node, "tour": tour,
+			"exits": exits, "node": node, "member": scriptMember, "tour": tour,
 		},
 	})
 }
@@ -79,31 +80,71 @@ func startNode(ts *testscript.TestScript, flags ...string) {
 	if _, p, ok := strings.Cut(ts.Getenv("MAGNETAR_SERVER"), ":"); ok {
 		port = p
 	}
-	log, err := os.Create(ts.MkAbs("node.log"))
+	start(ts, "node", append([]string{"standalone", "--memory", "256MiB", "--http-port", "0", "--grpc-port", port}, flags...), func(line string) bool {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == "clients" {
+			ts.Setenv("MAGNETAR_SERVER", f[1])
+		}
+		return strings.Contains(line, "consume greetings") // the last line it prints
+	})
+}
+
+// members are the processes that a script started by name.
+type members map[string]*exec.Cmd
+
+// membersKey is the key of a script's members among its values.
+type membersKey struct{}
+
+// member start NAME ROLE [FLAG…] runs a process of a cluster on free ports, with
+// its log in NAME.log, and puts its address into the variable NAME. member stop
+// NAME stops it in order.
+func scriptMember(ts *testscript.TestScript, neg bool, args []string) {
+	running := ts.Value(membersKey{}).(members)
+	switch {
+	case !neg && len(args) > 2 && args[0] == "start":
+		name := args[1]
+		command := append([]string{args[2], "start", "--grpc-port", "0", "--http-port", "0"}, args[3:]...)
+		running[name] = start(ts, name, command, func(line string) bool {
+			_, rest, ready := strings.Cut(line, " is ready at ")
+			if ready {
+				address, _, _ := strings.Cut(rest, ",")
+				ts.Setenv(name, address)
+			}
+			return ready
+		})
+	case !neg && len(args) == 2 && args[0] == "stop" && running[args[1]] != nil:
+		ts.Check(running[args[1]].Process.Signal(syscall.SIGTERM))
+		ts.Check(running[args[1]].Wait())
+		delete(running, args[1])
+	default:
+		ts.Fatalf("usage: member start NAME ROLE [FLAG…] | member stop NAME")
+	}
+}
+
+// start runs a command until ready says of a line of its output that it is, with
+// its log in NAME.log. It is killed when the script ends.
+func start(ts *testscript.TestScript, name string, command []string, ready func(line string) bool) *exec.Cmd {
+	log, err := os.Create(ts.MkAbs(name + ".log"))
 	ts.Check(err)
 	defer log.Close()
 	path, err := exec.LookPath("magnetar")
 	ts.Check(err)
-	cmd := exec.Command(path, append([]string{"standalone", "--memory", "256MiB", "--http-port", "0", "--grpc-port", port}, flags...)...)
+	cmd := exec.Command(path, command...)
 	cmd.Dir = ts.MkAbs(".")
 	cmd.Stderr = log
 	out, err := cmd.StdoutPipe()
 	ts.Check(err)
 	ts.Check(cmd.Start())
 	ts.Defer(func() {
-		_ = cmd.Process.Signal(syscall.SIGKILL) // it may have been killed by the script
+		_ = cmd.Process.Signal(syscall.SIGKILL) // it may be over already
 		_ = cmd.Wait()
 	})
-	lines := bufio.NewScanner(out)
-	for lines.Scan() {
-		if f := strings.Fields(lines.Text()); len(f) > 1 && f[0] == "clients" {
-			ts.Setenv("MAGNETAR_SERVER", f[1])
-		}
-		if strings.Contains(lines.Text(), "consume greetings") {
-			return // the last line it prints
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		if ready(lines.Text()) {
+			return cmd
 		}
 	}
-	ts.Fatalf("the node did not get ready: %s", ts.ReadFile("node.log"))
+	ts.Fatalf("%s did not get ready: %s", name, ts.ReadFile(name+".log"))
+	return nil
 }
 
 // tour runs the lines of the README's blocks marked sh, in their order, by a
