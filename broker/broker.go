@@ -204,7 +204,8 @@ func (b *Broker) Register(s grpc.ServiceRegistrar) {
 func (b *Broker) TopicAdmin() adminv1.TopicAdminServer { return &topicAdmin{broker: b} }
 
 // Start registers the broker and begins to take bundles. It returns once the
-// broker is registered.
+// broker is registered and its own view shows it: who asks a broker that is ready
+// which ones live is told of it.
 func (b *Broker) Start(ctx context.Context) error {
 	if err := b.ownership.start(ctx); err != nil {
 		return err
@@ -213,7 +214,7 @@ func (b *Broker) Start(ctx context.Context) error {
 	b.loops.Go(func() { b.sweepParked(b.ctx) })
 	b.loops.Go(func() { b.watchDeletions(b.ctx) })
 	b.loops.Go(func() { b.watchRouting(b.ctx) })
-	return nil
+	return b.ownership.listed(ctx)
 }
 
 // Session is the one the broker is registered under; "": none yet.

@@ -64,6 +64,24 @@ func (w *ownership) start(ctx context.Context) error {
 	return nil
 }
 
+// listed waits until the view shows the broker under its session.
+func (w *ownership) listed(ctx context.Context) error {
+	view := w.b.opts.View
+	for {
+		viewChanged, sessionChanged := view.Changed(), w.registration.Changed()
+		session := w.registration.Session()
+		if session != "" && view.Snapshot().Brokers[w.b.opts.ID].Session == session {
+			return nil
+		}
+		select {
+		case <-viewChanged:
+		case <-sessionChanged:
+		case <-ctx.Done():
+			return fmt.Errorf("broker %s is registered, but not yet seen in the cluster: %w: %w", w.b.opts.ID, meta.ErrUnavailable, ctx.Err())
+		}
+	}
+}
+
 // session is the one the broker is registered under; "": none yet.
 func (w *ownership) session() string {
 	w.mu.Lock()

@@ -78,6 +78,26 @@ func (w *world) give(key string, from meta.Revision, owner catalog.Owner) meta.R
 	return 0
 }
 
+// A broker whose view is behind is not started before that shows it: a person who
+// asks a node that is ready for its brokers gets one.
+func TestStartWaitsUntilTheViewShowsTheBroker(t *testing.T) {
+	story(t, func(t *testing.T, w *world) {
+		release := make(chan struct{})
+		var released atomic.Bool
+		w.onCall(func(c meta.Call) meta.Fault {
+			if c.Kind == meta.CallDeliver && c.Key == keys.Brokers() {
+				return meta.Fault{Until: release}
+			}
+			return meta.Fault{}
+		})
+		time.AfterFunc(time.Second, func() { released.Store(true); close(release) })
+		a := w.start("a", func(o *Options) { <-o.View.Ready() }) // it has listed the brokers, and there was none
+		if now := a.view.Snapshot().Brokers; !released.Load() || now["a"].Session != a.Session() {
+			t.Errorf("started as session %s while its view has the brokers %v", a.Session(), now)
+		}
+	})
+}
+
 // A bundle that is being opened when another broker ends this one's session is
 // not served when it is open.
 func TestRuleM6_NothingOpensUnderAnEndedSession(t *testing.T) {

@@ -68,11 +68,19 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 
 // node start [FLAG…] runs a standalone node in the script's directory and names
 // it in MAGNETAR_SERVER. The first start takes free ports, later ones the same.
+// node kill ends it as kill -9 does.
 func node(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) == 0 || args[0] != "start" {
-		ts.Fatalf("usage: node start [FLAG…]")
+	running := ts.Value(membersKey{}).(members)
+	switch {
+	case !neg && len(args) > 0 && args[0] == "start":
+		startNode(ts, args[1:]...)
+	case !neg && len(args) == 1 && args[0] == "kill" && running["node"] != nil:
+		ts.Check(running["node"].Process.Kill())
+		_ = running["node"].Wait() // it was killed
+		delete(running, "node")
+	default:
+		ts.Fatalf("usage: node start [FLAG…] | node kill")
 	}
-	startNode(ts, args[1:]...)
 }
 
 func startNode(ts *testscript.TestScript, flags ...string) {
@@ -80,7 +88,7 @@ func startNode(ts *testscript.TestScript, flags ...string) {
 	if _, p, ok := strings.Cut(ts.Getenv("MAGNETAR_SERVER"), ":"); ok {
 		port = p
 	}
-	start(ts, "node", append([]string{"standalone", "--memory", "256MiB", "--http-port", "0", "--grpc-port", port}, flags...), func(line string) bool {
+	ts.Value(membersKey{}).(members)["node"] = start(ts, "node", append([]string{"standalone", "--memory", "256MiB", "--http-port", "0", "--grpc-port", port}, flags...), func(line string) bool {
 		if f := strings.Fields(line); len(f) > 1 && f[0] == "clients" {
 			ts.Setenv("MAGNETAR_SERVER", f[1])
 		}
