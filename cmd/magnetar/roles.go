@@ -39,7 +39,8 @@ type member struct {
 }
 
 // startMember opens the addresses and connects to the metadata store, which it
-// waits for as long as ctx allows. Health is served meanwhile, and says so.
+// waits for as long as ctx allows. Health is served over HTTP meanwhile, and says
+// so. gRPC is for the role to start.
 func (a *app) startMember(ctx context.Context, role string, s *settings, profile rpc.Profile, conditions ...string) (*member, error) {
 	m := &member{s: s, log: s.logger(role, a)}
 	var err error
@@ -60,6 +61,8 @@ func (a *app) startMember(ctx context.Context, role string, s *settings, profile
 		s.id = strings.ToLower(fmt.Sprintf("%s-%d", host, m.l.grpc.Addr().(*net.TCPAddr).Port))
 	}
 	m.log = m.log.With("id", s.id)
+	m.servers.StartHTTP(m.l.http, m.l.debug)
+	m.log.Info("health is served", "address", m.l.http.Addr().String())
 	for {
 		trying, cancel := context.WithTimeout(ctx, 5*time.Second)
 		m.store, err = meta.DialEtcd(trying, meta.EtcdOptions{Endpoints: s.metadata, Log: m.log})
@@ -69,7 +72,7 @@ func (a *app) startMember(ctx context.Context, role string, s *settings, profile
 			return m, nil
 		}
 		if ctx.Err() != nil {
-			m.l.close()
+			m.giveUp()
 			return nil, fmt.Errorf("%w; is a metadata store running there? 'magnetar metadata start' starts one, --metadata names another", err)
 		}
 		m.log.Warn("metadata store does not answer, trying on", "endpoints", s.metadata, "error", err)
@@ -98,6 +101,12 @@ func (m *member) stop() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	m.servers.Stop(ctx)
+}
+
+// giveUp ends the servers of a role that could not be started.
+func (m *member) giveUp() {
+	m.stop()
+	m.l.close() // nobody served gRPC
 }
 
 // closeStore ends the connection to the metadata store.
@@ -181,11 +190,11 @@ func (a *app) runBookie(c *cobra.Command, s *settings) error {
 		MemoryBytes: memoryBudget(s.memory), DiskBytes: s.diskLimit, NoSync: s.noFsync,
 	})
 	if err != nil {
-		m.l.close()
+		m.giveUp()
 		return err
 	}
 	b.Register(m.servers.GRPC)
-	m.servers.Start(m.l.grpc, m.l.http, m.l.debug)
+	m.servers.StartGRPC(m.l.grpc)
 	select {
 	case <-b.Registration.Registered():
 		m.servers.Health.Set("storage", "")
@@ -221,12 +230,12 @@ func (a *app) runBroker(c *cobra.Command, s *settings) error {
 		Quorum: standalone.Quorum(s.copies),
 	})
 	if err != nil {
-		m.l.close()
+		m.giveUp()
 		return err
 	}
 	b.Register(m.servers.GRPC)
 	m.servers.HandleHTTP(httpadmin.Pattern, b.HTTPAdmin())
-	m.servers.Start(m.l.grpc, m.l.http, m.l.debug)
+	m.servers.StartGRPC(m.l.grpc)
 	if err = b.Start(c.Context()); err == nil {
 		m.servers.Health.Set("broker", "")
 		fmt.Fprintf(a.out, "broker %s is ready at %s\n", s.id, m.address)
@@ -261,12 +270,12 @@ func (a *app) runDiscovery(c *cobra.Command, s *settings) error {
 	defer m.closeStore()
 	d, err := roles.NewDiscovery(c.Context(), roles.DiscoveryOptions{Common: m.common()})
 	if err != nil {
-		m.l.close()
+		m.giveUp()
 		return err
 	}
 	d.Register(m.servers.GRPC)
 	m.servers.HandleHTTP(httpadmin.Pattern, d.HTTPAdmin())
-	m.servers.Start(m.l.grpc, m.l.http, m.l.debug)
+	m.servers.StartGRPC(m.l.grpc)
 	m.servers.Health.Set("view", "")
 	fmt.Fprintf(a.out, "discovery is ready at %s\n", m.address)
 	err = m.serve(c.Context(), nil)

@@ -79,7 +79,9 @@ func (s *State) Report() Report {
 // GRPC is the standard gRPC health service, kept in step.
 func (s *State) GRPC() healthpb.HealthServer { return s.grpc }
 
-// Handler serves /healthz/live, /healthz/ready and, from gatherer, /metrics.
+// Handler serves /healthz/live, /healthz/ready and, from gatherer, /metrics. Other
+// paths are not found once the process is ready; before that it answers for them
+// that it is not, for handlers may be added yet.
 func (s *State) Handler(gatherer prometheus.Gatherer) *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz/live", func(w http.ResponseWriter, _ *http.Request) {
@@ -92,6 +94,13 @@ func (s *State) Handler(gatherer prometheus.Gatherer) *http.ServeMux {
 			code = http.StatusServiceUnavailable
 		}
 		reply(w, code, r)
+	})
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		if report := s.Report(); !report.Ready {
+			reply(w, http.StatusServiceUnavailable, report)
+			return
+		}
+		http.NotFound(w, r)
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{}))
 	return mux

@@ -3,6 +3,7 @@ package health
 import (
 	"context"
 	"io"
+	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
@@ -30,16 +31,26 @@ func TestReadyOnceAllHold(t *testing.T) {
 		}
 	}
 	check(false, "starting")
+	if got := status(h, "/more"); got != 503 {
+		t.Errorf("what may be served later answers %d", got)
+	}
 	s.Set("metadata", "")
 	check(false, `"name":"journal","ok":false`)
 	s.Set("journal", "")
 	check(true, `"ready":true`)
+	if got := status(h, "/more"); got != 404 {
+		t.Errorf("what is not served answers %d", got)
+	}
 	s.Set("journal", "disk is full")
 	check(false, "disk is full")
 
-	w := httptest.NewRecorder()
-	h.ServeHTTP(w, httptest.NewRequest("GET", "/healthz/live", nil))
-	if w.Code != 200 {
-		t.Fatalf("not live: %d", w.Code)
+	if got := status(h, "/healthz/live"); got != 200 {
+		t.Fatalf("not live: %d", got)
 	}
+}
+
+func status(h http.Handler, path string) int {
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+	return w.Code
 }

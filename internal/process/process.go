@@ -23,38 +23,37 @@ import (
 	"github.com/magnetar-io/magnetar/internal/health"
 )
 
-// Servers are the servers of one process. Make them with New, register services
-// on GRPC, then Start; Stop ends them.
+// Servers are the servers of one process. Make them with New and StartHTTP, so
+// that health tells how the start goes; register services on GRPC, then
+// StartGRPC. Stop ends them. One goroutine makes all these calls.
 type Servers struct {
 	GRPC     *grpc.Server
 	Health   *health.State
 	Registry *prometheus.Registry
 
-	log    hclog.Logger
-	mounts []mount
-	http   []*http.Server
-	done   chan struct{} // gets one element per server that ended
-	want   int
+	log  hclog.Logger
+	mux  *http.ServeMux
+	http []*http.Server
+	done chan struct{} // gets one element per server that ended
+	want int
 }
 
-// mount is a handler that the HTTP server serves beside health and metrics.
-type mount struct {
-	pattern string
-	handler http.Handler
-}
+// maxServers is how many servers a process has: gRPC, HTTP and pprof.
+const maxServers = 3
 
 // New makes the servers of a process that is ready once the named conditions
 // hold.
 func New(log hclog.Logger, options []grpc.ServerOption, conditions ...string) *Servers {
-	s := &Servers{
-		GRPC:     grpc.NewServer(options...),
-		Health:   health.New(conditions...),
-		Registry: newRegistry(),
-		log:      log,
-	}
+	s := newServers(log, health.New(conditions...))
+	s.GRPC = grpc.NewServer(options...)
 	healthpb.RegisterHealthServer(s.GRPC, s.Health.GRPC())
 	reflection.Register(s.GRPC)
 	return s
+}
+
+func newServers(log hclog.Logger, state *health.State) *Servers {
+	r := newRegistry()
+	return &Servers{Health: state, Registry: r, log: log, mux: state.Handler(r), done: make(chan struct{}, maxServers)}
 }
 
 // newRegistry returns a registry with the figures of the runtime and the process.
@@ -64,42 +63,15 @@ func newRegistry() *prometheus.Registry {
 	return r
 }
 
-// HandleHTTP adds a handler to the HTTP server, under a pattern of http.ServeMux.
-// Call it before Start.
-func (s *Servers) HandleHTTP(pattern string, h http.Handler) {
-	s.mounts = append(s.mounts, mount{pattern, h})
-}
+// HandleHTTP adds a handler to the HTTP server, under a pattern of http.ServeMux;
+// also while it serves.
+func (s *Servers) HandleHTTP(pattern string, h http.Handler) { s.mux.Handle(pattern, h) }
 
-// Start serves on the listeners, which Stop closes; web and debug may be nil.
-// All services must be registered before.
-func (s *Servers) Start(grpcListener, web, debug net.Listener) {
-	s.done = make(chan struct{}, 3)
-	s.serve("gRPC", func() error { return s.GRPC.Serve(grpcListener) })
-	s.startHTTP(web, debug)
-}
-
-// ServeHTTP is Start and its end for a process without a gRPC server of ours:
-// health, and pprof if debug is not nil. Close ends it.
-func ServeHTTP(log hclog.Logger, state *health.State, web, debug net.Listener) io.Closer {
-	s := &Servers{Health: state, Registry: newRegistry(), log: log, done: make(chan struct{}, 2)}
-	s.startHTTP(web, debug)
-	return closer(s.stopHTTP)
-}
-
-type closer func()
-
-func (c closer) Close() error {
-	c()
-	return nil
-}
-
-func (s *Servers) startHTTP(web, debug net.Listener) {
+// StartHTTP serves health and metrics on web, and pprof on debug; each may be nil.
+// Stop closes them.
+func (s *Servers) StartHTTP(web, debug net.Listener) {
 	if web != nil {
-		mux := s.Health.Handler(s.Registry)
-		for _, m := range s.mounts {
-			mux.Handle(m.pattern, m.handler)
-		}
-		s.serveHTTP("HTTP", web, mux)
+		s.serveHTTP("HTTP", web, s.mux)
 	}
 	if debug != nil {
 		mux := http.NewServeMux()
@@ -110,6 +82,26 @@ func (s *Servers) startHTTP(web, debug net.Listener) {
 		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
 		s.serveHTTP("pprof", debug, mux)
 	}
+}
+
+// StartGRPC serves on l, which Stop closes. All services must be registered before.
+func (s *Servers) StartGRPC(l net.Listener) {
+	s.serve("gRPC", func() error { return s.GRPC.Serve(l) })
+}
+
+// ServeHTTP is StartHTTP and its end for a process without a gRPC server of ours.
+// Close ends it.
+func ServeHTTP(log hclog.Logger, state *health.State, web, debug net.Listener) io.Closer {
+	s := newServers(log, state)
+	s.StartHTTP(web, debug)
+	return closer(s.stopHTTP)
+}
+
+type closer func()
+
+func (c closer) Close() error {
+	c()
+	return nil
 }
 
 func (s *Servers) serveHTTP(name string, l net.Listener, h http.Handler) {
@@ -129,7 +121,7 @@ func (s *Servers) serve(name string, run func() error) {
 }
 
 // Stop ends the servers: streams have until ctx ends to end by themselves, then
-// they are cut. Nothing that Start started is alive afterwards.
+// they are cut. Nothing that was started is alive afterwards.
 func (s *Servers) Stop(ctx context.Context) {
 	graceful := make(chan struct{})
 	go func() {

@@ -49,11 +49,16 @@ func get(t *testing.T, url string) (int, string) {
 func TestServersAnswerAndEnd(t *testing.T) {
 	s := New(hclog.NewNullLogger(), nil, "journal")
 	g, web, debug := local(t), local(t), local(t)
-	s.Start(g, web, debug)
+	s.StartHTTP(web, debug)
 
 	if code, _ := get(t, "http://"+web.Addr().String()+"/healthz/ready"); code != 503 {
 		t.Errorf("ready before it is: %d", code)
 	}
+	s.HandleHTTP("/more", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }))
+	if code, _ := get(t, "http://"+web.Addr().String()+"/more"); code != http.StatusTeapot {
+		t.Errorf("what was added while it served answers %d", code)
+	}
+	s.StartGRPC(g)
 	s.Health.Set("journal", "")
 	if code, body := get(t, "http://"+web.Addr().String()+"/healthz/ready"); code != 200 {
 		t.Errorf("not ready: %d %s", code, body)

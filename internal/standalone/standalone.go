@@ -111,6 +111,7 @@ func (n *Node) start(ctx context.Context) error {
 	if err := n.openDir(); err != nil {
 		return err
 	}
+	n.servers.StartHTTP(o.HTTP, o.Debug) // what takes long now is told there
 	if err := n.openStore(ctx); err != nil {
 		return err
 	}
@@ -153,7 +154,7 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	n.broker.Register(n.servers.GRPC)
 	n.servers.HandleHTTP(httpadmin.Pattern, n.broker.HTTPAdmin())
-	n.servers.Start(o.GRPC, o.HTTP, o.Debug)
+	n.servers.StartGRPC(o.GRPC)
 	if err := n.broker.Start(ctx); err != nil {
 		return err
 	}

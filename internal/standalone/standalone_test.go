@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -24,14 +25,7 @@ func start(t *testing.T) (ctx context.Context, base string, c *client.Client) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	t.Cleanup(cancel)
-	var listeners [2]net.Listener
-	for i := range listeners {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		listeners[i] = l
-	}
+	listeners := [2]net.Listener{local(t), local(t)}
 	node, err := Start(ctx, Options{
 		DataDir: "/data", GRPC: listeners[0], HTTP: listeners[1], FS: vfs.NewMem(), Store: meta.NewMem().Client("standalone"),
 		MemoryBytes: 128 << 20,
@@ -54,6 +48,58 @@ func start(t *testing.T) (ctx context.Context, base string, c *client.Client) {
 		}
 	})
 	return ctx, "http://" + listeners[1].Addr().String(), c
+}
+
+// TestHealthBeforeTheNodeIsReady shows that a node whose start takes long lives and
+// is not ready meanwhile, and says why.
+func TestHealthBeforeTheNodeIsReady(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	grpc, web := local(t), local(t)
+	store := meta.NewMem()
+	asked, release := make(chan struct{}), make(chan struct{})
+	first := sync.OnceFunc(func() { close(asked) })
+	store.OnCall(func(meta.Call) meta.Fault {
+		first()
+		return meta.Fault{Until: release}
+	})
+	type result struct {
+		node *Node
+		err  error
+	}
+	started := make(chan result, 1)
+	go func() {
+		n, err := Start(ctx, Options{DataDir: "/data", GRPC: grpc, HTTP: web, FS: vfs.NewMem(), Store: store.Client("standalone"), MemoryBytes: 128 << 20})
+		started <- result{n, err}
+	}()
+	<-asked
+	base := "http://" + web.Addr().String()
+	if status, body := ask(t, ctx, "GET", base+"/healthz/live", ""); status != 200 {
+		t.Errorf("not live: %d %s", status, body)
+	}
+	if status, body := ask(t, ctx, "GET", base+"/healthz/ready", ""); status != 503 || !strings.Contains(body, `"name":"bookies","ok":false`) {
+		t.Errorf("ready: %d %s", status, body)
+	}
+	close(release)
+	r := <-started
+	if r.err != nil {
+		t.Fatal(r.err)
+	}
+	if status, body := ask(t, ctx, "GET", base+"/healthz/ready", ""); status != 200 {
+		t.Errorf("not ready: %d %s", status, body)
+	}
+	if err := r.node.Close(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+func local(t *testing.T) net.Listener {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
 }
 
 // ask makes an HTTP request and returns its status and body.
