@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
+
+	"google.golang.org/grpc"
 
 	"github.com/magnetar-io/magnetar/bookie/ensemble"
 	"github.com/magnetar-io/magnetar/bookie/ledger"
@@ -17,6 +20,8 @@ const (
 	// maxReadLedgerEntries bounds one ReadLedger.
 	maxReadLedgerEntries = 1000
 	maxReadLedgerBytes   = 4 << 20
+	// verifyTellEvery is how often a verification tells how far it is.
+	verifyTellEvery = time.Second
 )
 
 // ledgerAdmin serves LedgerAdmin: it reads ledgers on the bookies, whoever
@@ -66,38 +71,44 @@ func (a *ledgerAdmin) ReadLedger(ctx context.Context, req *adminv1.ReadLedgerReq
 
 // VerifyLedger implements LedgerAdmin: it reads every copy that the record
 // names, entry by entry, and checks checksums and identity.
-func (a *ledgerAdmin) VerifyLedger(ctx context.Context, req *adminv1.VerifyLedgerRequest) (*adminv1.VerifyLedgerResponse, error) {
-	id := ledger.ID(req.GetLedger())
+func (a *ledgerAdmin) VerifyLedger(req *adminv1.VerifyLedgerRequest, stream grpc.ServerStreamingServer[adminv1.VerifyLedgerResponse]) error {
+	ctx, id := stream.Context(), ledger.ID(req.GetLedger())
 	md, _, err := a.ledgers.Metadata(ctx, id)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	end := md.LastEntry
 	if md.State != ledger.Closed {
 		reader, err := a.ledgers.Open(ctx, id)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if end, _, err = reader.Poll(ctx); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	v := verification{good: make([]uint8, end+1), copies: map[string]*copyReport{}}
-	for i, f := range md.Fragments {
+	v := verification{good: make([]uint8, end+1), copies: map[string]*copyReport{}, tell: stream.Send}
+	eachCopy(md, end, func(_ ledger.Member, first, last ledger.EntryID) { v.toCheck += int64(last - first + 1) })
+	eachCopy(md, end, func(m ledger.Member, first, last ledger.EntryID) { v.readCopy(ctx, a.directory, id, m, first, last) })
+	if err := ctx.Err(); err != nil {
+		return err // half a report would look like damage
+	}
+	return stream.Send(v.response(md, end))
+}
+
+// eachCopy calls f for every run of entries up to end that a bookie has to have.
+func eachCopy(md ledger.Metadata, end ledger.EntryID, f func(m ledger.Member, first, last ledger.EntryID)) {
+	for i, fragment := range md.Fragments {
 		last := end
 		if i+1 < len(md.Fragments) {
 			last = md.Fragments[i+1].First - 1
 		}
-		for _, m := range f.Ensemble {
-			if !m.Vacant() && f.First <= last {
-				v.readCopy(ctx, a.directory, id, m, f.First, last)
+		for _, m := range fragment.Ensemble {
+			if !m.Vacant() && fragment.First <= last {
+				f(m, fragment.First, last)
 			}
 		}
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, err // half a report would look like damage
-	}
-	return v.response(md, end), nil
 }
 
 // verification collects what the copies of one ledger hold.
@@ -105,6 +116,21 @@ type verification struct {
 	good   []uint8 // per entry, how many good copies there are
 	order  []string
 	copies map[string]*copyReport
+
+	checked, toCheck int64     // copies of entries
+	told             time.Time // when that was last told
+	tell             func(*adminv1.VerifyLedgerResponse) error
+}
+
+// progress counts copies that were looked at, and tells of it now and then.
+func (v *verification) progress(n int64) {
+	v.checked += n
+	if time.Since(v.told) < verifyTellEvery {
+		return
+	}
+	v.told = time.Now()
+	// Who asked is gone when this fails, and with them the context.
+	_ = v.tell(adminv1.VerifyLedgerResponse_builder{Checked: &v.checked, ToCheck: &v.toCheck}.Build())
 }
 
 type copyReport struct {
@@ -124,6 +150,7 @@ func (v *verification) readCopy(ctx context.Context, directory ensemble.Director
 	if err != nil {
 		r.unknown += int64(last - first + 1)
 		r.problem = err.Error()
+		v.progress(int64(last - first + 1))
 		return
 	}
 	for next := first; next <= last; {
@@ -137,6 +164,7 @@ func (v *verification) readCopy(ctx context.Context, directory ensemble.Director
 			if err != nil {
 				r.problem = err.Error()
 			}
+			v.progress(int64(last - next + 1))
 			return
 		}
 		for i, e := range reply.Entries {
@@ -157,12 +185,14 @@ func (v *verification) readCopy(ctx context.Context, directory ensemble.Director
 			}
 		}
 		next += ledger.EntryID(len(reply.Entries))
+		v.progress(int64(len(reply.Entries)))
 	}
 }
 
 func (v *verification) response(md ledger.Metadata, end ledger.EntryID) *adminv1.VerifyLedgerResponse {
 	resp := adminv1.VerifyLedgerResponse_builder{
 		Ledger: new(int64(md.ID)), State: new(md.State.String()), Entries: new(int64(end + 1)),
+		Checked: &v.checked, ToCheck: &v.toCheck,
 	}.Build()
 	var copies []*adminv1.CopyReport
 	for _, name := range v.order {

@@ -26,10 +26,15 @@ type asker struct {
 	conns map[string]*grpc.ClientConn
 }
 
-// ask connects and runs question.
+// ask connects and runs question, which has the time that questions have.
 func (a *app) ask(ctx context.Context, question func(context.Context, *asker) error) error {
 	ctx, cancel := a.question(ctx)
 	defer cancel()
+	return a.askUntil(ctx, question)
+}
+
+// askUntil connects and runs question, which has until ctx ends.
+func (a *app) askUntil(ctx context.Context, question func(context.Context, *asker) error) error {
 	q := &asker{conns: map[string]*grpc.ClientConn{}}
 	defer q.close()
 	servers := a.serverList()
@@ -90,7 +95,14 @@ func (q *asker) close() {
 
 // askBroker asks any live broker about ledgers.
 func (a *app) askBroker(ctx context.Context, question func(context.Context, adminv1.LedgerAdminClient) error) error {
-	return a.ask(ctx, func(ctx context.Context, q *asker) error {
+	ctx, cancel := a.question(ctx)
+	defer cancel()
+	return a.askBrokerUntil(ctx, question)
+}
+
+// askBrokerUntil asks any live broker what it has to answer until ctx ends.
+func (a *app) askBrokerUntil(ctx context.Context, question func(context.Context, adminv1.LedgerAdminClient) error) error {
+	return a.askUntil(ctx, func(ctx context.Context, q *asker) error {
 		brokers, _, err := q.brokers(ctx)
 		if err != nil {
 			return err

@@ -75,7 +75,7 @@ Start here:
 	}
 	flags.StringVar(&a.servers, "server", server, "`HOST:PORT[,…]` of any discovery process or broker (env MAGNETAR_SERVER)")
 	flags.StringVarP(&a.format, "output", "o", "", "how to print data: table, json, jsonl or yaml (default: table on a terminal, else jsonl)")
-	flags.DurationVar(&a.timeout, "timeout", 0, "give up after this long (default 30s for questions, none for produce and consume)")
+	flags.DurationVar(&a.timeout, "timeout", 0, "give up after this long (default 30s for questions, none for what may take long)")
 	root.AddCommand(a.commands()...)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usagef(cmd, "%v", err) })
 	prepare(root)

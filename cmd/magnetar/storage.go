@@ -2,9 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"strconv"
 	"strings"
+	"sync/atomic"
 
 	"github.com/spf13/cobra"
 
@@ -185,8 +188,10 @@ func (a *app) ledgerVerify() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.askBroker(c.Context(), func(ctx context.Context, ledgers adminv1.LedgerAdminClient) error {
-			resp, err := ledgers.VerifyLedger(ctx, adminv1.VerifyLedgerRequest_builder{Ledger: &id}.Build())
+		ctx, cancel := a.stream(c.Context()) // a large ledger takes its time
+		defer cancel()
+		return a.askBrokerUntil(ctx, func(ctx context.Context, ledgers adminv1.LedgerAdminClient) error {
+			resp, err := a.verify(ctx, ledgers, id)
 			if err != nil {
 				return err
 			}
@@ -213,6 +218,31 @@ func (a *app) ledgerVerify() *cobra.Command {
 		})
 	}
 	return cmd
+}
+
+// verify returns the report on a ledger, and shows meanwhile how far it is.
+func (a *app) verify(ctx context.Context, ledgers adminv1.LedgerAdminClient, id int64) (*adminv1.VerifyLedgerResponse, error) {
+	var checked, toCheck atomic.Int64
+	end := showProgress(ctx, a.err, func() string {
+		return fmt.Sprintf("checked %d of %d copies of entries", checked.Load(), toCheck.Load())
+	})
+	defer end()
+	stream, err := ledgers.VerifyLedger(ctx, adminv1.VerifyLedgerRequest_builder{Ledger: &id}.Build())
+	if err != nil {
+		return nil, err
+	}
+	for report := (*adminv1.VerifyLedgerResponse)(nil); ; {
+		resp, err := stream.Recv()
+		if errors.Is(err, io.EOF) && report != nil {
+			return report, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("verify ledger %d: %w", id, err)
+		}
+		checked.Store(resp.GetChecked())
+		toCheck.Store(resp.GetToCheck())
+		report = resp // the last one is
+	}
 }
 
 func ledgerArgument(c *cobra.Command, text string) (int64, error) {

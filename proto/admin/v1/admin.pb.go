@@ -698,6 +698,8 @@ type VerifyLedgerResponse struct {
 	xxx_hidden_Copies       *[]*CopyReport         `protobuf:"bytes,4,rep,name=copies"`
 	xxx_hidden_ShortEntries int64                  `protobuf:"varint,5,opt,name=short_entries,json=shortEntries"`
 	xxx_hidden_LostEntries  int64                  `protobuf:"varint,6,opt,name=lost_entries,json=lostEntries"`
+	xxx_hidden_Checked      int64                  `protobuf:"varint,7,opt,name=checked"`
+	xxx_hidden_ToCheck      int64                  `protobuf:"varint,8,opt,name=to_check,json=toCheck"`
 	XXX_raceDetectHookData  protoimpl.RaceDetectHookData
 	XXX_presence            [1]uint32
 	unknownFields           protoimpl.UnknownFields
@@ -776,19 +778,33 @@ func (x *VerifyLedgerResponse) GetLostEntries() int64 {
 	return 0
 }
 
+func (x *VerifyLedgerResponse) GetChecked() int64 {
+	if x != nil {
+		return x.xxx_hidden_Checked
+	}
+	return 0
+}
+
+func (x *VerifyLedgerResponse) GetToCheck() int64 {
+	if x != nil {
+		return x.xxx_hidden_ToCheck
+	}
+	return 0
+}
+
 func (x *VerifyLedgerResponse) SetLedger(v int64) {
 	x.xxx_hidden_Ledger = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 6)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 8)
 }
 
 func (x *VerifyLedgerResponse) SetState(v string) {
 	x.xxx_hidden_State = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 6)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 8)
 }
 
 func (x *VerifyLedgerResponse) SetEntries(v int64) {
 	x.xxx_hidden_Entries = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 6)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 8)
 }
 
 func (x *VerifyLedgerResponse) SetCopies(v []*CopyReport) {
@@ -797,12 +813,22 @@ func (x *VerifyLedgerResponse) SetCopies(v []*CopyReport) {
 
 func (x *VerifyLedgerResponse) SetShortEntries(v int64) {
 	x.xxx_hidden_ShortEntries = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 4, 6)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 4, 8)
 }
 
 func (x *VerifyLedgerResponse) SetLostEntries(v int64) {
 	x.xxx_hidden_LostEntries = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 5, 6)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 5, 8)
+}
+
+func (x *VerifyLedgerResponse) SetChecked(v int64) {
+	x.xxx_hidden_Checked = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 6, 8)
+}
+
+func (x *VerifyLedgerResponse) SetToCheck(v int64) {
+	x.xxx_hidden_ToCheck = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 7, 8)
 }
 
 func (x *VerifyLedgerResponse) HasLedger() bool {
@@ -840,6 +866,20 @@ func (x *VerifyLedgerResponse) HasLostEntries() bool {
 	return protoimpl.X.Present(&(x.XXX_presence[0]), 5)
 }
 
+func (x *VerifyLedgerResponse) HasChecked() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 6)
+}
+
+func (x *VerifyLedgerResponse) HasToCheck() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 7)
+}
+
 func (x *VerifyLedgerResponse) ClearLedger() {
 	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 0)
 	x.xxx_hidden_Ledger = 0
@@ -865,6 +905,16 @@ func (x *VerifyLedgerResponse) ClearLostEntries() {
 	x.xxx_hidden_LostEntries = 0
 }
 
+func (x *VerifyLedgerResponse) ClearChecked() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 6)
+	x.xxx_hidden_Checked = 0
+}
+
+func (x *VerifyLedgerResponse) ClearToCheck() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 7)
+	x.xxx_hidden_ToCheck = 0
+}
+
 type VerifyLedgerResponse_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
@@ -874,6 +924,8 @@ type VerifyLedgerResponse_builder struct {
 	Copies       []*CopyReport
 	ShortEntries *int64
 	LostEntries  *int64
+	Checked      *int64
+	ToCheck      *int64
 }
 
 func (b0 VerifyLedgerResponse_builder) Build() *VerifyLedgerResponse {
@@ -881,25 +933,33 @@ func (b0 VerifyLedgerResponse_builder) Build() *VerifyLedgerResponse {
 	b, x := &b0, m0
 	_, _ = b, x
 	if b.Ledger != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 6)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 8)
 		x.xxx_hidden_Ledger = *b.Ledger
 	}
 	if b.State != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 6)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 8)
 		x.xxx_hidden_State = b.State
 	}
 	if b.Entries != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 6)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 8)
 		x.xxx_hidden_Entries = *b.Entries
 	}
 	x.xxx_hidden_Copies = &b.Copies
 	if b.ShortEntries != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 4, 6)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 4, 8)
 		x.xxx_hidden_ShortEntries = *b.ShortEntries
 	}
 	if b.LostEntries != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 5, 6)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 5, 8)
 		x.xxx_hidden_LostEntries = *b.LostEntries
+	}
+	if b.Checked != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 6, 8)
+		x.xxx_hidden_Checked = *b.Checked
+	}
+	if b.ToCheck != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 7, 8)
+		x.xxx_hidden_ToCheck = *b.ToCheck
 	}
 	return m0
 }
@@ -6533,14 +6593,16 @@ const file_proto_admin_v1_admin_proto_rawDesc = "" +
 	"\amissing\x18\x03 \x01(\x03R\amissing\x12\x18\n" +
 	"\acorrupt\x18\x04 \x01(\x03R\acorrupt\x12\x18\n" +
 	"\aunknown\x18\x05 \x01(\x03R\aunknown\x12\x18\n" +
-	"\aproblem\x18\x06 \x01(\tR\aproblem\"\xdd\x01\n" +
+	"\aproblem\x18\x06 \x01(\tR\aproblem\"\x92\x02\n" +
 	"\x14VerifyLedgerResponse\x12\x16\n" +
 	"\x06ledger\x18\x01 \x01(\x03R\x06ledger\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x18\n" +
 	"\aentries\x18\x03 \x01(\x03R\aentries\x125\n" +
 	"\x06copies\x18\x04 \x03(\v2\x1d.magnetar.admin.v1.CopyReportR\x06copies\x12#\n" +
 	"\rshort_entries\x18\x05 \x01(\x03R\fshortEntries\x12!\n" +
-	"\flost_entries\x18\x06 \x01(\x03R\vlostEntries\"-\n" +
+	"\flost_entries\x18\x06 \x01(\x03R\vlostEntries\x12\x18\n" +
+	"\achecked\x18\a \x01(\x03R\achecked\x12\x19\n" +
+	"\bto_check\x18\b \x01(\x03R\atoCheck\"-\n" +
 	"\x13CreateTenantRequest\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\"\x16\n" +
 	"\x14CreateTenantResponse\"\x14\n" +
@@ -6744,11 +6806,11 @@ const file_proto_admin_v1_admin_proto_rawDesc = "" +
 	"TopicStats\x12$.magnetar.admin.v1.TopicStatsRequest\x1a%.magnetar.admin.v1.TopicStatsResponse\x12G\n" +
 	"\x04Peek\x12\x1e.magnetar.admin.v1.PeekRequest\x1a\x1f.magnetar.admin.v1.PeekResponse\x12k\n" +
 	"\x10SeekSubscription\x12*.magnetar.admin.v1.SeekSubscriptionRequest\x1a+.magnetar.admin.v1.SeekSubscriptionResponse\x12q\n" +
-	"\x12DeleteSubscription\x12,.magnetar.admin.v1.DeleteSubscriptionRequest\x1a-.magnetar.admin.v1.DeleteSubscriptionResponse2\xc9\x01\n" +
+	"\x12DeleteSubscription\x12,.magnetar.admin.v1.DeleteSubscriptionRequest\x1a-.magnetar.admin.v1.DeleteSubscriptionResponse2\xcb\x01\n" +
 	"\vLedgerAdmin\x12Y\n" +
 	"\n" +
-	"ReadLedger\x12$.magnetar.admin.v1.ReadLedgerRequest\x1a%.magnetar.admin.v1.ReadLedgerResponse\x12_\n" +
-	"\fVerifyLedger\x12&.magnetar.admin.v1.VerifyLedgerRequest\x1a'.magnetar.admin.v1.VerifyLedgerResponseB8Z6github.com/magnetar-io/magnetar/proto/admin/v1;adminv1b\beditionsp\xe8\a"
+	"ReadLedger\x12$.magnetar.admin.v1.ReadLedgerRequest\x1a%.magnetar.admin.v1.ReadLedgerResponse\x12a\n" +
+	"\fVerifyLedger\x12&.magnetar.admin.v1.VerifyLedgerRequest\x1a'.magnetar.admin.v1.VerifyLedgerResponse0\x01B8Z6github.com/magnetar-io/magnetar/proto/admin/v1;adminv1b\beditionsp\xe8\a"
 
 var file_proto_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 54)
 var file_proto_admin_v1_admin_proto_goTypes = []any{

@@ -849,8 +849,9 @@ const (
 // fences.
 type LedgerAdminClient interface {
 	ReadLedger(ctx context.Context, in *ReadLedgerRequest, opts ...grpc.CallOption) (*ReadLedgerResponse, error)
-	// Reads every copy of every entry and checks it.
-	VerifyLedger(ctx context.Context, in *VerifyLedgerRequest, opts ...grpc.CallOption) (*VerifyLedgerResponse, error)
+	// Reads every copy of every entry and checks it. Tells now and then how far it is,
+	// by responses with nothing but checked and to_check; the last one is the report.
+	VerifyLedger(ctx context.Context, in *VerifyLedgerRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[VerifyLedgerResponse], error)
 }
 
 type ledgerAdminClient struct {
@@ -871,15 +872,24 @@ func (c *ledgerAdminClient) ReadLedger(ctx context.Context, in *ReadLedgerReques
 	return out, nil
 }
 
-func (c *ledgerAdminClient) VerifyLedger(ctx context.Context, in *VerifyLedgerRequest, opts ...grpc.CallOption) (*VerifyLedgerResponse, error) {
+func (c *ledgerAdminClient) VerifyLedger(ctx context.Context, in *VerifyLedgerRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[VerifyLedgerResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(VerifyLedgerResponse)
-	err := c.cc.Invoke(ctx, LedgerAdmin_VerifyLedger_FullMethodName, in, out, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &LedgerAdmin_ServiceDesc.Streams[0], LedgerAdmin_VerifyLedger_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
-	return out, nil
+	x := &grpc.GenericClientStream[VerifyLedgerRequest, VerifyLedgerResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
 }
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type LedgerAdmin_VerifyLedgerClient = grpc.ServerStreamingClient[VerifyLedgerResponse]
 
 // LedgerAdminServer is the server API for LedgerAdmin service.
 // All implementations must embed UnimplementedLedgerAdminServer
@@ -889,8 +899,9 @@ func (c *ledgerAdminClient) VerifyLedger(ctx context.Context, in *VerifyLedgerRe
 // fences.
 type LedgerAdminServer interface {
 	ReadLedger(context.Context, *ReadLedgerRequest) (*ReadLedgerResponse, error)
-	// Reads every copy of every entry and checks it.
-	VerifyLedger(context.Context, *VerifyLedgerRequest) (*VerifyLedgerResponse, error)
+	// Reads every copy of every entry and checks it. Tells now and then how far it is,
+	// by responses with nothing but checked and to_check; the last one is the report.
+	VerifyLedger(*VerifyLedgerRequest, grpc.ServerStreamingServer[VerifyLedgerResponse]) error
 	mustEmbedUnimplementedLedgerAdminServer()
 }
 
@@ -904,8 +915,8 @@ type UnimplementedLedgerAdminServer struct{}
 func (UnimplementedLedgerAdminServer) ReadLedger(context.Context, *ReadLedgerRequest) (*ReadLedgerResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReadLedger not implemented")
 }
-func (UnimplementedLedgerAdminServer) VerifyLedger(context.Context, *VerifyLedgerRequest) (*VerifyLedgerResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method VerifyLedger not implemented")
+func (UnimplementedLedgerAdminServer) VerifyLedger(*VerifyLedgerRequest, grpc.ServerStreamingServer[VerifyLedgerResponse]) error {
+	return status.Error(codes.Unimplemented, "method VerifyLedger not implemented")
 }
 func (UnimplementedLedgerAdminServer) mustEmbedUnimplementedLedgerAdminServer() {}
 func (UnimplementedLedgerAdminServer) testEmbeddedByValue()                     {}
@@ -946,23 +957,16 @@ func _LedgerAdmin_ReadLedger_Handler(srv interface{}, ctx context.Context, dec f
 	return interceptor(ctx, in, info, handler)
 }
 
-func _LedgerAdmin_VerifyLedger_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(VerifyLedgerRequest)
-	if err := dec(in); err != nil {
-		return nil, err
+func _LedgerAdmin_VerifyLedger_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(VerifyLedgerRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
 	}
-	if interceptor == nil {
-		return srv.(LedgerAdminServer).VerifyLedger(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: LedgerAdmin_VerifyLedger_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(LedgerAdminServer).VerifyLedger(ctx, req.(*VerifyLedgerRequest))
-	}
-	return interceptor(ctx, in, info, handler)
+	return srv.(LedgerAdminServer).VerifyLedger(m, &grpc.GenericServerStream[VerifyLedgerRequest, VerifyLedgerResponse]{ServerStream: stream})
 }
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type LedgerAdmin_VerifyLedgerServer = grpc.ServerStreamingServer[VerifyLedgerResponse]
 
 // LedgerAdmin_ServiceDesc is the grpc.ServiceDesc for LedgerAdmin service.
 // It's only intended for direct use with grpc.RegisterService,
@@ -975,11 +979,13 @@ var LedgerAdmin_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "ReadLedger",
 			Handler:    _LedgerAdmin_ReadLedger_Handler,
 		},
+	},
+	Streams: []grpc.StreamDesc{
 		{
-			MethodName: "VerifyLedger",
-			Handler:    _LedgerAdmin_VerifyLedger_Handler,
+			StreamName:    "VerifyLedger",
+			Handler:       _LedgerAdmin_VerifyLedger_Handler,
+			ServerStreams: true,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
 	Metadata: "proto/admin/v1/admin.proto",
 }
