@@ -21,8 +21,11 @@ nothing. It exits with 10 when something is damaged, and says what and where on 
 So it does, without that exit code, of what may be damage and may be what a crash left.`,
 		Args: cobra.ExactArgs(1),
 	}
-	cmd.RunE = func(_ *cobra.Command, args []string) error {
-		r, err := inspect.Dir(vfs.OS(), args[0])
+	cmd.RunE = func(c *cobra.Command, args []string) error {
+		files := &readMeter{FS: vfs.OS()}
+		end := showProgress(c.Context(), a.err, func() string { return fmt.Sprintf("read %d bytes", files.bytes.Load()) })
+		r, err := inspect.Dir(files, args[0])
+		end()
 		switch {
 		case errors.Is(err, bookie.ErrLocked), errors.Is(err, bookie.ErrNewer), errors.Is(err, bookie.ErrForeign):
 			return refusedf("%w", err)

@@ -3,12 +3,16 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
+	"io/fs"
 	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/magnetar-io/magnetar/internal/vfs"
 )
 
 // TestProgressIsForTerminals shows that progress is one line written again and
@@ -35,4 +39,32 @@ func TestProgressIsForTerminals(t *testing.T) {
 			t.Errorf("progress %q, want %q", got, want)
 		}
 	})
+}
+
+// TestReadMeterCountsWhatIsRead shows that what is read of files is counted, however
+// they were opened, and what is written is not.
+func TestReadMeterCountsWhatIsRead(t *testing.T) {
+	m := &readMeter{FS: vfs.NewMem()}
+	f, err := m.Create("/file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte("four"), 0); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	for i, open := range []func(string) (vfs.File, error){m.Open, m.OpenReadWrite} {
+		f, err := open("/file")
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.ReadAt(make([]byte, 10), 0) // also what ends early counts
+		f.Close()
+		if got, want := m.bytes.Load(), int64(4*(i+1)); got != want {
+			t.Errorf("%d bytes counted, want %d", got, want)
+		}
+		if _, err := open("/other"); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("a file that is not there: %v", err)
+		}
+	}
 }
