@@ -39,7 +39,7 @@ func (a *app) askUntil(ctx context.Context, question func(context.Context, *aske
 	defer q.close()
 	servers := a.serverList()
 	if len(servers) == 0 {
-		return &coded{exitUsage, errors.New("--server is empty; want HOST:PORT[,…]")}
+		return &coded{exitUsage, errors.New("--server is empty; want HOST:PORT[,...]")}
 	}
 	var errs []error
 	for _, server := range servers {

@@ -73,7 +73,7 @@ Start here:
 	if server == "" {
 		server = "127.0.0.1:6660"
 	}
-	flags.StringVar(&a.servers, "server", server, "`HOST:PORT[,…]` of any discovery process or broker (env MAGNETAR_SERVER)")
+	flags.StringVar(&a.servers, "server", server, "`HOST:PORT[,...]` of any discovery process or broker (env MAGNETAR_SERVER)")
 	flags.StringVarP(&a.format, "output", "o", "", "how to print data: table, json, jsonl or yaml (default: table on a terminal, else jsonl)")
 	flags.DurationVar(&a.timeout, "timeout", 0, "give up after this long (default 30s for questions, none for what may take long)")
 	root.AddCommand(a.commands()...)

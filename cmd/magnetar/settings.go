@@ -64,7 +64,7 @@ func newSettings(grpcPort, httpPort int) *settings {
 
 func (s *settings) declareMember() {
 	s.set.String(&s.cluster, "cluster", "magnetar", "name of the cluster")
-	s.set.Strings(&s.metadata, "metadata", []string{"127.0.0.1:6650"}, "`HOST:PORT[,…]` of the metadata store")
+	s.set.Strings(&s.metadata, "metadata", []string{"127.0.0.1:6650"}, "`HOST:PORT[,...]` of the metadata store")
 	s.set.Duration(&s.lease, "session-lease", 5*time.Second, "how long others wait before they take this process for dead")
 	s.set.String(&s.advertise, "advertise", "", "`HOST:PORT` that others reach this process at (default: where it listens)")
 }
@@ -167,39 +167,27 @@ func (s *settings) logger(name string, a *app) hclog.Logger {
 
 func (a *app) configCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "config", Short: "Settings and where they come from"}
-	explain := &cobra.Command{
+	explain := standaloneSettings().command(&cobra.Command{
 		Use:   "explain [ROLE]",
 		Short: "Show each setting of a role, its value and where that came from",
-		Long: `Show each setting of a role (standalone, metadata, bookie, broker, discovery),
-its effective value and where that came from: default, file, environment or flag.
-Without a role: of standalone.`,
-		ValidArgs: []string{"standalone", "metadata", "bookie", "broker", "discovery"},
-		Args:      cobra.MaximumNArgs(1),
-	}
-	file := explain.Flags().String("config", "", "YAML `FILE` with settings")
-	explain.RunE = func(c *cobra.Command, args []string) error {
-		role := "standalone"
-		if len(args) == 1 {
-			role = args[0]
-		}
-		declare := declarations[role]
-		if declare == nil {
-			return usagef(c, "no role %q; want standalone, metadata, bookie, broker or discovery", role)
-		}
-		s := declare()
-		s.file = *file
-		if err := s.load(c); err != nil {
-			return err
-		}
-		return printRows(a, s.set.Explain(), []column[config.Explained]{
-			{"SETTING", func(e config.Explained) string { return e.Name }},
-			{"VALUE", func(e config.Explained) string { return e.Value }},
-			{"FROM", func(e config.Explained) string { return e.Origin }},
-			{"MEANING", func(e config.Explained) string { return e.Usage }},
-		})
+		Long: `Show each setting of a role, its effective value and where that came from:
+default, file, environment or flag. It takes the flags that the role takes, and
+starts nothing. Without a role: of standalone.`,
+	}, a.explainSettings)
+	for role, declare := range declarations { // help sorts them
+		explain.AddCommand(declare().command(&cobra.Command{Use: role, Short: "Show the settings of " + role}, a.explainSettings))
 	}
 	cmd.AddCommand(explain)
 	return cmd
+}
+
+func (a *app) explainSettings(_ *cobra.Command, s *settings) error {
+	return printRows(a, s.set.Explain(), []column[config.Explained]{
+		{"SETTING", func(e config.Explained) string { return e.Name }},
+		{"VALUE", func(e config.Explained) string { return e.Value }},
+		{"FROM", func(e config.Explained) string { return e.Origin }},
+		{"MEANING", func(e config.Explained) string { return e.Usage }},
+	})
 }
 
 func (a *app) versionCommand() *cobra.Command {
