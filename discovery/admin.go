@@ -119,7 +119,7 @@ func (s *AdminService) CreateTopic(ctx context.Context, r *adminv1.CreateTopicRe
 	if err != nil {
 		return nil, err
 	}
-	partitions := int(min(r.GetPartitions(), catalog.MaxPartitions+1))
+	partitions := int(r.GetPartitions())
 	if _, err := s.catalog.CreateTopic(ctx, n, partitions); err != nil {
 		return nil, err
 	}

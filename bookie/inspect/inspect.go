@@ -75,8 +75,14 @@ type Problem struct {
 }
 
 // Dir inspects the directory of a bookie. The error says why it could not be
-// inspected at all; what is wrong with its content is in Report.Problems.
+// inspected at all (fs.ErrNotExist: there is none; bookie.ErrForeign, ErrNewer and
+// ErrLocked); what is wrong with its content is in Report.Problems.
 func Dir(files vfs.FS, dir string) (*Report, error) {
+	if st, err := files.Stat(dir); err != nil {
+		return nil, fmt.Errorf("data directory of a bookie: %w", err)
+	} else if !st.IsDir() {
+		return nil, fmt.Errorf("%w: %s is a file; name the directory", bookie.ErrForeign, dir)
+	}
 	id, err := bookie.ReadIdentity(files, dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: %s is not the data directory of a bookie: it has no identity file", bookie.ErrForeign, dir)

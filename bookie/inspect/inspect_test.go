@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"io/fs"
 	"path"
 	"strings"
 	"testing"
@@ -101,8 +102,13 @@ func TestWholeDirectory(t *testing.T) {
 	if err := n.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Dir(disk, "/elsewhere"); !errors.Is(err, bookie.ErrForeign) {
-		t.Errorf("inspecting something else: %v", err)
+	if err := disk.MkdirAll("/elsewhere"); err != nil {
+		t.Fatal(err)
+	}
+	for dir, want := range map[string]error{"/elsewhere": bookie.ErrForeign, "/data/identity": bookie.ErrForeign, "/nowhere": fs.ErrNotExist} {
+		if _, err := Dir(disk, dir); !errors.Is(err, want) {
+			t.Errorf("inspecting %s: %v, want %v", dir, err, want)
+		}
 	}
 }
 

@@ -37,9 +37,9 @@ func (a *app) ask(ctx context.Context, question func(context.Context, *asker) er
 func (a *app) askUntil(ctx context.Context, question func(context.Context, *asker) error) error {
 	q := &asker{conns: map[string]*grpc.ClientConn{}}
 	defer q.close()
-	servers := a.serverList()
-	if len(servers) == 0 {
-		return &coded{exitUsage, errors.New("--server is empty; want HOST:PORT[,...]")}
+	servers, err := a.serverList()
+	if err != nil {
+		return err
 	}
 	var errs []error
 	for _, server := range servers {

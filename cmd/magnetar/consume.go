@@ -26,8 +26,12 @@ const (
 	drainedEvery = 200 * time.Millisecond
 )
 
-// errDrained ends a consume whose backlog is empty.
-var errDrained = errors.New("drained")
+var (
+	// errDrained ends a consume whose backlog is empty.
+	errDrained = errors.New("drained")
+	// errTimeOver ends a consume that did what it could in the time it was given.
+	errTimeOver = errors.New("the time that --timeout gives is over")
+)
 
 func (a *app) consumeCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -50,6 +54,9 @@ value, %T publish time, %h properties; \n and \t.`,
 	cmd.RunE = func(c *cobra.Command, args []string) error {
 		if *subscription == "" {
 			return usagef(c, "--subscription is missing: -s NAME")
+		}
+		if *count < 0 {
+			return usagef(c, "--count %d is negative", *count)
 		}
 		t, ok := subscriptionTypes[*kind]
 		if !ok {
@@ -165,7 +172,9 @@ func (r *consumeRun) run(ctx context.Context) error {
 		helpers.Go(func() { r.drainLoop(ctx, cancel) })
 	}
 	err := r.receive(ctx)
-	if cause := context.Cause(ctx); cause != nil {
+	if cause := context.Cause(ctx); errors.Is(cause, context.DeadlineExceeded) {
+		err = errTimeOver
+	} else if cause != nil {
 		err = cause
 	}
 	cancel(nil)

@@ -85,6 +85,7 @@ var errorCodes = []struct {
 	err  error
 	code int
 }{
+	{errTimeOver, exitTimeout},
 	{client.ErrUnknownOutcome, exitError},
 	{client.ErrNotFound, exitNotFound},
 	{client.ErrInvalid, exitRefused},

@@ -77,6 +77,15 @@ func printOne[T any](a *app, one T, fields []column[T]) error {
 	return &coded{exitUsage, fmt.Errorf("--output %q: want table, json, jsonl or yaml", a.format)}
 }
 
+// fields are the columns of a list as printOne heads them.
+func fields[T any](columns []column[T]) []column[T] {
+	out := make([]column[T], len(columns))
+	for i, c := range columns {
+		out[i] = column[T]{strings.ToLower(c.head), c.cell}
+	}
+	return out
+}
+
 func (a *app) outputFormat() string {
 	if a.format == "" {
 		if isTerminal(a.out) {

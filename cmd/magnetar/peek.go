@@ -25,6 +25,9 @@ func (a *app) topicPeek() *cobra.Command {
 	cmd := &cobra.Command{Use: "peek TOPIC", Short: "Show messages without a subscription", Args: cobra.ExactArgs(1)}
 	count := cmd.Flags().IntP("count", "n", 10, "how many messages of each partition")
 	cmd.RunE = func(c *cobra.Command, args []string) error {
+		if *count < 1 {
+			return usagef(c, "--count %d: want at least 1", *count)
+		}
 		return a.ask(c.Context(), func(ctx context.Context, q *asker) error {
 			var rows []peekedView
 			err := q.eachPartition(ctx, args[0], func(ctx context.Context, p partition, admin adminv1.TopicAdminClient) error {

@@ -25,6 +25,9 @@ const connectTimeout = 10 * time.Second
 // connect connects a client for produce, consume and bench. Unlike the client, a
 // person does not want to wait for ever for a server that may not exist.
 func (a *app) connect(ctx context.Context, opts ...client.Option) (*client.Client, error) {
+	if _, err := a.serverList(); err != nil {
+		return nil, err
+	}
 	limit, cancel := ctx, context.CancelFunc(func() {})
 	if a.timeout == 0 {
 		limit, cancel = context.WithTimeout(ctx, connectTimeout)
@@ -74,6 +77,9 @@ It exits with 0 once every message is acknowledged, and says on stderr what it d
 		}
 		if *key != "" && *separator != "" {
 			return usagef(c, "--key and --key-separator exclude each other")
+		}
+		if *perSecond < 0 {
+			return usagef(c, "--rate %g is negative", *perSecond)
 		}
 		in := a.in
 		if *file != "-" {

@@ -123,12 +123,18 @@ func role(name, short string, more ...*cobra.Command) *cobra.Command {
 }
 
 func startCommand(what string) *cobra.Command {
-	return &cobra.Command{Use: "start", Short: "Run " + what + " until Ctrl-C"}
+	return &cobra.Command{
+		Use:   "start",
+		Short: "Run " + what + " until Ctrl-C",
+		Long: "Run " + what + ` until Ctrl-C.
+
+` + settingsHelp,
+	}
 }
 
 func (a *app) metadataCommand() *cobra.Command {
 	s := metadataSettings()
-	return role("metadata", "The metadata store, an etcd in this binary", s.command(startCommand("a metadata store"), a.runMetadata))
+	return role("metadata", "The metadata store, an etcd in this binary", serving(s.command(startCommand("a metadata store"), a.runMetadata)))
 }
 
 func (a *app) runMetadata(c *cobra.Command, s *settings) error {
@@ -169,7 +175,7 @@ func (a *app) runMetadata(c *cobra.Command, s *settings) error {
 
 func (a *app) bookieCommand() *cobra.Command {
 	s := bookieSettings()
-	cmd := role("bookie", "Storage nodes", s.command(startCommand("a bookie"), a.runBookie))
+	cmd := role("bookie", "Storage nodes", serving(s.command(startCommand("a bookie"), a.runBookie)))
 	cmd.AddCommand(a.bookieClientCommands()...)
 	cmd.AddCommand(a.bookieInspect())
 	return cmd
@@ -210,7 +216,7 @@ func (a *app) runBookie(c *cobra.Command, s *settings) error {
 
 func (a *app) brokerCommand() *cobra.Command {
 	s := brokerSettings()
-	cmd := role("broker", "Brokers, which own topics and serve clients", s.command(startCommand("a broker"), a.runBroker))
+	cmd := role("broker", "Brokers, which own topics and serve clients", serving(s.command(startCommand("a broker"), a.runBroker)))
 	cmd.AddCommand(a.brokerClientCommands()...)
 	return cmd
 }
@@ -259,7 +265,7 @@ func secondSignal(limit time.Duration) (context.Context, context.CancelFunc) {
 
 func (a *app) discoveryCommand() *cobra.Command {
 	s := discoverySettings()
-	return role("discovery", "Processes that tell clients who owns what", s.command(startCommand("a discovery process"), a.runDiscovery))
+	return role("discovery", "Processes that tell clients who owns what", serving(s.command(startCommand("a discovery process"), a.runDiscovery)))
 }
 
 func (a *app) runDiscovery(c *cobra.Command, s *settings) error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"strings"
 	"time"
@@ -77,6 +78,7 @@ Start here:
 	flags.StringVarP(&a.format, "output", "o", "", "how to print data: table, json, jsonl or yaml (default: table on a terminal, else jsonl)")
 	flags.DurationVar(&a.timeout, "timeout", 0, "give up after this long (default 30s for questions, none for what may take long)")
 	root.AddCommand(a.commands()...)
+	root.SetHelpCommand(helpCommand())
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usagef(cmd, "%v", err) })
 	prepare(root)
 	return root
@@ -100,10 +102,48 @@ func prepare(cmd *cobra.Command) {
 	cmd.Args = func(c *cobra.Command, args []string) error {
 		if check != nil {
 			if err := check(c, args); err != nil {
-				return usagef(c, "%v", err)
+				return usagef(c, "%v; want: %s", err, c.UseLine())
 			}
 		}
 		return nil
+	}
+}
+
+// serving marks a command that runs a part of a cluster: the flags of commands
+// that ask one mean nothing to it, so it refuses them and its help leaves them out.
+func serving(cmd *cobra.Command) *cobra.Command {
+	askers := []string{"server", "output", "timeout"}
+	runIt := cmd.RunE
+	cmd.RunE = func(c *cobra.Command, args []string) error {
+		for _, name := range askers {
+			if c.Flags().Changed(name) {
+				return usagef(c, "--%s is for commands that ask a cluster; '%s' runs a part of one", name, c.CommandPath())
+			}
+		}
+		return runIt(c, args)
+	}
+	cmd.SetHelpFunc(func(c *cobra.Command, args []string) {
+		for _, name := range askers {
+			c.InheritedFlags().Lookup(name).Hidden = true
+		}
+		c.Parent().HelpFunc()(c, args)
+	})
+	return cmd
+}
+
+// helpCommand is cobra's, but for an unknown word, which is a usage error here.
+func helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Help about any command",
+		RunE: func(c *cobra.Command, args []string) error {
+			about, rest, err := c.Root().Find(args)
+			if err != nil || about == nil || len(rest) > 0 {
+				return usagef(c.Root(), "there is no command %q", strings.Join(args, " "))
+			}
+			about.InitDefaultHelpFlag()
+			return about.Help()
+		},
 	}
 }
 
@@ -132,12 +172,21 @@ func (a *app) stream(ctx context.Context) (context.Context, context.CancelFunc) 
 	return context.WithTimeout(ctx, a.timeout)
 }
 
-func (a *app) serverList() []string {
+// serverList is what --server or its variable names, at least one.
+func (a *app) serverList() ([]string, error) {
 	var list []string
 	for _, s := range strings.Split(a.servers, ",") {
-		if s = strings.TrimSpace(s); s != "" {
-			list = append(list, s)
+		s = strings.TrimSpace(s)
+		if s == "" {
+			continue
 		}
+		if _, port, err := net.SplitHostPort(s); err != nil || port == "" {
+			return nil, &coded{exitUsage, fmt.Errorf("%q is no address of a server; --server and MAGNETAR_SERVER want HOST:PORT[,...]", s)}
+		}
+		list = append(list, s)
 	}
-	return list
+	if len(list) == 0 {
+		return nil, &coded{exitUsage, errors.New("--server is empty; want HOST:PORT[,...]")}
+	}
+	return list, nil
 }

@@ -50,6 +50,11 @@ var declarations = map[string]func() *settings{
 	"discovery":  discoverySettings,
 }
 
+// settingsHelp says where settings come from.
+const settingsHelp = `Each flag can also stand in the file of --config (dataDir for --data-dir) or in the
+environment (MAGNETAR_DATA_DIR); flags have the last word, then the environment.
+'magnetar config explain' shows what it comes to.`
+
 func newSettings(grpcPort, httpPort int) *settings {
 	s := &settings{set: config.New()}
 	s.set.String(&s.listen, "listen", "127.0.0.1", "`HOST` to listen on")
@@ -149,6 +154,11 @@ func (s *settings) load(c *cobra.Command) error {
 	if hclog.LevelFromString(s.logLevel) == hclog.NoLevel {
 		return usagef(c, "--log-level %q: want trace, debug, info, warn or error", s.logLevel)
 	}
+	for flag, port := range map[string]int{"grpc-port": s.grpcPort, "http-port": s.httpPort, "debug-port": s.debugPort} {
+		if port < 0 || port > 65535 {
+			return usagef(c, "--%s %d: want 0 to 65535", flag, port)
+		}
+	}
 	if s.logFormat != "text" && s.logFormat != "json" {
 		return usagef(c, "--log-format %q: want text or json", s.logFormat)
 	}
@@ -212,8 +222,8 @@ func (a *app) versionCommand() *cobra.Command {
 
 func (a *app) completionCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:       "completion SHELL",
-		Short:     "Print a completion script for bash, zsh, fish or powershell",
+		Use:       "completion bash|zsh|fish|powershell",
+		Short:     "Print a completion script for a shell",
 		ValidArgs: []string{"bash", "zsh", "fish", "powershell"},
 		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
 		RunE: func(c *cobra.Command, args []string) error {

@@ -71,14 +71,16 @@ func (s *settings) warn(log interface{ Warn(string, ...any) }) {
 
 func (a *app) standaloneCommand() *cobra.Command {
 	s := standaloneSettings()
-	return s.command(&cobra.Command{
+	return serving(s.command(&cobra.Command{
 		Use:   "standalone",
 		Short: "Run a whole node in one process",
 		Long: `Run a whole node in one process: metadata, bookies, broker and discovery.
 
 It listens on loopback and keeps its data in --data-dir. Every message is on disk
-before it is acknowledged, unless --no-fsync. Ctrl-C stops it in order.`,
-	}, a.runStandalone)
+before it is acknowledged, unless --no-fsync. Ctrl-C stops it in order.
+
+` + settingsHelp,
+	}, a.runStandalone))
 }
 
 func (a *app) runStandalone(c *cobra.Command, s *settings) error {

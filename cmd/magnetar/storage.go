@@ -308,7 +308,7 @@ func (a *app) bookieClientCommands() []*cobra.Command {
 			}
 			for _, r := range rows {
 				if r.ID == args[0] {
-					return printOne(a, r, bookieColumns)
+					return printOne(a, r, fields(bookieColumns))
 				}
 			}
 			return notFoundf("there is no bookie %q; 'magnetar bookie list' shows those there are", args[0])

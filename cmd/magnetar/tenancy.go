@@ -176,6 +176,7 @@ func retentionSeconds(text string) (int64, error) {
 }
 
 func retentionText(seconds, size int64) string {
+	most := config.ByteSize(size)
 	switch {
 	case seconds == 0 || size == 0:
 		return "until every subscription acknowledged"
@@ -184,9 +185,9 @@ func retentionText(seconds, size int64) string {
 	case size < 0:
 		return (time.Duration(seconds) * time.Second).String()
 	case seconds < 0:
-		return fmt.Sprintf("up to %d bytes", size)
+		return fmt.Sprintf("up to %v", &most)
 	}
-	return fmt.Sprintf("%s, up to %d bytes", time.Duration(seconds)*time.Second, size)
+	return fmt.Sprintf("%s, up to %v", time.Duration(seconds)*time.Second, &most)
 }
 
 func timeText(ms int64) string {

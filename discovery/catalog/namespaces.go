@@ -149,6 +149,11 @@ func (c *Catalog) Namespaces(ctx context.Context, tenant string) ([]Namespace, e
 	if err != nil {
 		return nil, fmt.Errorf("list namespaces: %w", err)
 	}
+	if tenant != "" && len(kvs) == 0 {
+		if _, _, err := c.tenant(ctx, tenant); err != nil {
+			return nil, fmt.Errorf("list namespaces: %w", err)
+		}
+	}
 	namespaces := make([]Namespace, len(kvs))
 	for i, kv := range kvs {
 		if namespaces[i], err = c.decodeNamespace(kv); err != nil {

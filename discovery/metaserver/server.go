@@ -53,9 +53,12 @@ func Start(o Options) (*Server, error) {
 	}
 	fs := vfs.OS()
 	if err := fs.MkdirAll(o.Dir); err != nil {
-		return nil, fmt.Errorf("%w: make %s: %w", ErrDataDir, o.Dir, err)
+		return nil, fmt.Errorf("%w: make %s: %w; pass another with --data-dir", ErrDataDir, o.Dir, err)
 	}
 	lock, err := fs.Lock(filepath.Join(o.Dir, "LOCK"))
+	if errors.Is(err, vfs.ErrLocked) {
+		return nil, fmt.Errorf("%w: %s is in use by another process; stop that one, or pass another with --data-dir: %w", ErrDataDir, o.Dir, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %s: %w", ErrDataDir, o.Dir, err)
 	}

@@ -167,7 +167,7 @@ func (n *Node) start(ctx context.Context) error {
 func (n *Node) openDir() error {
 	dir := n.opts.DataDir
 	if err := vfs.MkdirAllSync(n.opts.FS, dir); err != nil {
-		return fmt.Errorf("data directory %s: %w", dir, err)
+		return fmt.Errorf("data directory %s cannot be made; pass another with --data-dir: %w", dir, err)
 	}
 	lock, err := n.opts.FS.Lock(filepath.Join(dir, "LOCK"))
 	switch {
