@@ -78,6 +78,9 @@ value, %T publish time, %h properties; \n and \t.`,
 		}
 		defer closeClient(cl)
 		s, err := cl.Subscribe(ctx, args[0], *subscription, client.OfType(t), client.From(start.position()))
+		if errors.Is(err, client.ErrBusy) {
+			return fmt.Errorf("%w\n'magnetar subscription describe %s %s' shows who is connected: join with the same --type, or wait until they are gone", err, args[0], *subscription)
+		}
 		if err != nil {
 			return err
 		}

@@ -114,6 +114,9 @@ func grpcCode(err error) codes.Code {
 // explain says an error to a person: what, where, and what next.
 func explain(err error, servers string) string {
 	text := plain(err)
+	if errors.Is(err, client.ErrTooLarge) {
+		return text + "\nA broker that is started with a higher --max-message-bytes takes it."
+	}
 	if errors.Is(err, meta.ErrUnavailable) {
 		return text // of a role, which has no --server; the text names the store
 	}
