@@ -16,8 +16,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// scriptTime bounds one script, nodes included.
-const scriptTime = 60 * time.Second
+// scriptsTime bounds all scripts together, nodes included.
+const scriptsTime = 3 * time.Minute
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"magnetar": main})
@@ -33,7 +33,7 @@ func TestScripts(t *testing.T) {
 	}
 	testscript.Run(t, testscript.Params{
 		Dir:      "testdata/script",
-		Deadline: time.Now().Add(scriptTime),
+		Deadline: time.Now().Add(scriptsTime),
 		Setup: func(e *testscript.Env) error {
 			e.Vars = append(e.Vars, "README="+readme)
 			e.Values[membersKey{}] = members{}
