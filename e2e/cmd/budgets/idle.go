@@ -88,6 +88,11 @@ func (p *plan) idling(ctx context.Context, s settings) error {
 		if err = errors.Join(err, hangUp()); err != nil {
 			return err
 		}
+	}
+	if err := open(max(s.topics-topics, 0)); err != nil {
+		return err
+	}
+	for range s.rounds {
 		if err := p.idleCPU(ctx, c, s, topics); err != nil {
 			return err
 		}
@@ -115,7 +120,7 @@ func (p *plan) idleCPU(ctx context.Context, c *cluster.Cluster, s settings, topi
 		return err
 	}
 	p.idle.add((after - before).Seconds() / s.idle.Seconds())
-	p.idle.detail = fmt.Sprintf("with %d topics open, not scaled up", topics)
+	p.idle.detail = fmt.Sprintf("with %d topics open", topics)
 	return nil
 }
 

@@ -28,6 +28,7 @@ type settings struct {
 	dir                    string
 	rounds                 int
 	duration, warmup, idle time.Duration
+	topics                 int
 	fresh                  bool
 	memory                 string
 	only                   []string
@@ -45,6 +46,7 @@ func parse(args []string, errs io.Writer) (settings, error) {
 	flags.DurationVar(&s.duration, "duration", 5*time.Second, "how long each run is measured")
 	flags.DurationVar(&s.warmup, "warmup", 3*time.Second, "how long each runs before that")
 	flags.DurationVar(&s.idle, "idle", 5*time.Second, "how long a node idles before its memory is looked at")
+	flags.IntVar(&s.topics, "topics", 100_000, "how many topics an idle broker has open")
 	flags.BoolVar(&s.fresh, "fresh", true, "the bare chain's log goes on into new files, as that of a node does that was just started; false: it goes round in old ones")
 	flags.StringVar(&s.memory, "memory", "512MiB", "--memory of nodes that are published to: caches fill up, and the kernel hands out their pages, within the warm-up rather than while measuring; empty: the nodes' default")
 	only := flags.String("only", "", "parts to measure, separated by commas: start, command, processes, standalone, costs, moves, idle, restart; empty: all")
@@ -61,6 +63,8 @@ func parse(args []string, errs io.Writer) (settings, error) {
 		}
 	}
 	switch {
+	case s.topics < 0:
+		return s, errors.New("-topics: want no negative number")
 	case s.rounds < 1 || s.duration < time.Second || s.warmup < 0 || s.idle < 0:
 		return s, errors.New("want a round, a second of it, and no negative time")
 	case s.output != "table" && s.output != "json":
@@ -76,7 +80,8 @@ type plan struct {
 	size, fresh, again, rss, command *budget
 	cluster, standalone, small       *share
 	steadyP50, steadyP99, one        *budget
-	even, written, movedTwice        *budget
+	even, compressed                 *budget
+	written, movedTwice              *budget
 	topic, subscription, connection  *budget
 	idle, restart                    *budget
 }
@@ -104,6 +109,7 @@ func newPlan() *plan {
 		one:        &budget{name: "one 1 KiB message outstanding, p50", unit: "ms", limit: 0.8},
 
 		even:         &budget{name: "CPU per MiB of 64 KiB batches, dearer over cheaper filling", unit: "%", limit: 15},
+		compressed:   &budget{name: "CPU per MiB as sent, compressed or plain, dearer over cheaper", unit: "%", limit: 15},
 		written:      &budget{name: "bytes written per byte published, hot", unit: "B", limit: 1.1},
 		movedTwice:   &budget{name: "bytes written per byte published, moved to cold", unit: "B", limit: 2.2},
 		topic:        &budget{name: "idle topic", unit: "B", limit: 2 << 10},
@@ -116,7 +122,7 @@ func newPlan() *plan {
 
 func (p *plan) budgets() []*budget {
 	return []*budget{p.size, p.fresh, p.again, p.rss, p.command, p.cluster.budget, p.standalone.budget, p.small.budget, p.steadyP50, p.steadyP99, p.one,
-		p.even, p.written, p.movedTwice, p.topic, p.subscription, p.connection, p.idle, p.restart}
+		p.even, p.compressed, p.written, p.movedTwice, p.topic, p.subscription, p.connection, p.idle, p.restart}
 }
 
 // part is a measurement that can be asked for alone.
