@@ -117,10 +117,7 @@ func (s *Subscription) Seek(t Target, done func(error)) {
 	if s.m != nil {
 		s.m.sought()
 	}
-	if s.retry != nil { // what could not be read may not be wanted any more
-		s.retry.Stop()
-		s.retry = nil
-	}
+	s.reads.stopRetry() // what could not be read may not be wanted any more
 	now := s.journal == nil
 	if !now {
 		s.outbox.soughtLocked(done)

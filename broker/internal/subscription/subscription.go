@@ -77,17 +77,30 @@ type Subscription struct {
 	work sync.WaitGroup // pump, and fail where it needs a goroutine
 
 	mu       sync.Mutex
-	m        *machine        // nil while nobody is connected and nothing is remembered
-	ctx      context.Context // of reads; set with the first of them
-	cancel   context.CancelFunc
+	m        *machine // nil while nobody is connected and nothing is remembered
+	reads    *reads   // nil until the first read, and when m is gone again
 	pumping  bool
 	waiting  string // why nothing is handed out; "" while pump works
 	closed   error
-	trouble  error         // why the last read failed; nil: it did not
-	backoff  time.Duration // till the next try
-	retry    *time.Timer   // set while trouble holds pump back
-	handover *time.Timer   // set while a hand-over waits
+	handover *time.Timer // set while a hand-over waits
 	outbox   outbox
+}
+
+// reads is the state of reading for a machine.
+type reads struct {
+	ctx     context.Context
+	cancel  context.CancelFunc
+	trouble error         // why the last read failed; nil: it did not
+	backoff time.Duration // till the next try
+	retry   *time.Timer   // set while trouble holds pump back
+}
+
+// stopRetry lets nothing hold pump back.
+func (r *reads) stopRetry() {
+	if r != nil && r.retry != nil {
+		r.retry.Stop()
+		r.retry = nil
+	}
 }
 
 // Read failures are tried again after the first, doubling up to the second.
@@ -158,7 +171,7 @@ func (s *Subscription) Notify() {
 
 // kickLocked starts pump if there is something to do.
 func (s *Subscription) kickLocked() {
-	if s.pumping || s.closed != nil || s.retry != nil {
+	if s.pumping || s.closed != nil || s.reads != nil && s.reads.retry != nil {
 		return
 	}
 	if s.m == nil {
@@ -168,33 +181,43 @@ func (s *Subscription) kickLocked() {
 	next := s.m.plan(s.opts.Ledger.LastConfirmed())
 	s.waiting = next.wait
 	if next.wait == "" {
-		if s.ctx == nil {
-			s.ctx, s.cancel = context.WithCancel(context.Background())
+		if s.reads == nil {
+			s.reads = &reads{}
+			s.reads.ctx, s.reads.cancel = context.WithCancel(context.Background())
 		}
 		s.pumping = true
 		s.work.Add(1)
-		go s.pump(next)
+		go s.pump(s.reads.ctx, next)
+	}
+}
+
+// endReadsLocked forgets what reading needs; pump does not run.
+func (s *Subscription) endReadsLocked() {
+	if s.reads != nil {
+		s.reads.stopRetry()
+		s.reads.cancel()
+		s.reads = nil
 	}
 }
 
 // pump reads and hands out until there is nothing to do.
-func (s *Subscription) pump(next step) {
+func (s *Subscription) pump(ctx context.Context, next step) {
 	defer s.work.Done()
 	for next.wait == "" {
-		items, err := s.read(next)
+		items, err := s.read(ctx, next)
 		next = s.handOut(next, items, err)
 	}
 }
 
 // read fetches the entries of a step.
-func (s *Subscription) read(next step) ([]item, error) {
+func (s *Subscription) read(ctx context.Context, next step) ([]item, error) {
 	if s.opts.Reads != nil {
-		if err := s.opts.Reads.Acquire(s.ctx, next.maxBytes); err != nil {
+		if err := s.opts.Reads.Acquire(ctx, next.maxBytes); err != nil {
 			return nil, err
 		}
 		defer s.opts.Reads.Release(next.maxBytes)
 	}
-	entries, err := s.opts.Ledger.Read(s.ctx, next.from, next.maxEntries, next.maxBytes)
+	entries, err := s.opts.Ledger.Read(ctx, next.from, next.maxEntries, next.maxBytes)
 	if err != nil {
 		return nil, err
 	}
@@ -237,7 +260,7 @@ func (s *Subscription) handOut(did step, items []item, err error) step {
 	if err != nil {
 		return s.troubleLocked(err)
 	}
-	s.trouble, s.backoff = nil, 0
+	s.reads.trouble, s.reads.backoff = nil, 0
 	for _, p := range s.m.assign(did, items) {
 		p.to.sink.Deliver(s.epochLocked(), p.entries)
 		s.opts.Metrics.entries.Add(float64(len(p.entries)))
@@ -257,17 +280,18 @@ func (s *Subscription) epochLocked() uint64 { return s.saved.Cursor.Epoch() + 1 
 
 // troubleLocked waits a while before the next read.
 func (s *Subscription) troubleLocked(err error) step {
-	s.backoff = min(max(2*s.backoff, firstBackoff), lastBackoff)
-	if s.trouble == nil {
+	r := s.reads
+	r.backoff = min(max(2*r.backoff, firstBackoff), lastBackoff)
+	if r.trouble == nil {
 		s.opts.Log.Warn("cannot read entries", "topic", s.opts.Topic, "subscription", s.saved.Name, "error", err)
 	}
-	s.trouble = err
+	r.trouble = err
 	s.pumping = false
 	s.waiting = "reading failed, it is tried again: " + err.Error()
-	s.retry = time.AfterFunc(s.backoff, func() {
+	r.retry = time.AfterFunc(r.backoff, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.retry = nil
+		r.retry = nil
 		s.kickLocked()
 	})
 	return step{wait: s.waiting}
@@ -297,6 +321,7 @@ func (s *Subscription) eventLocked(notices []notice) {
 	s.kickLocked()
 	if s.m.idle() && !s.pumping {
 		s.m = nil
+		s.endReadsLocked()
 	}
 }
 
@@ -334,15 +359,14 @@ func (s *Subscription) closeLocked(reason error) []func(error) {
 	}
 	s.closed = reason
 	s.waiting = reason.Error()
-	if s.cancel != nil {
-		s.cancel()
+	if s.reads != nil { // pump may still be at it, and ends with them
+		s.reads.cancel()
+		s.reads.stopRetry()
 	}
-	for _, t := range []*time.Timer{s.retry, s.handover} {
-		if t != nil {
-			t.Stop()
-		}
+	if s.handover != nil {
+		s.handover.Stop()
+		s.handover = nil
 	}
-	s.retry, s.handover = nil, nil
 	if s.m != nil {
 		for _, c := range s.m.consumers {
 			c.sink.Closed(reason)
