@@ -35,7 +35,7 @@ const (
 )
 
 // Dirty reports whether TakeDelta has something to say.
-func (c *Cursor) Dirty() bool { return c.changes.any }
+func (c *Cursor) Dirty() bool { return c.changes != nil }
 
 // deltaPartBytes is about how much of one delta parts of batches take; what is
 // left goes into the next.
@@ -45,8 +45,8 @@ const deltaPartBytes = 1 << 20
 // was made, decoded or sought, and begins to collect anew. While Dirty says so
 // afterwards there is more to take.
 func (c *Cursor) TakeDelta(dst []byte) []byte {
-	ch := c.changes
-	c.changes = changes{}
+	ch := c.changed()
+	c.changes = nil
 	ch.acked.RemoveThrough(c.mark)
 	dst = append(dst, formatVersion, formDelta)
 	dst = binary.AppendUvarint(dst, c.epoch)
@@ -61,7 +61,7 @@ func (c *Cursor) TakeDelta(dst []byte) []byte {
 		now.Add(p)
 	}
 	if ch.partial.Subtract(&now); ch.partial.Len() > 0 {
-		c.changes = changes{any: true, partial: ch.partial}
+		c.changes = &changes{partial: ch.partial}
 	}
 	return c.appendParts(dst, &now)
 }

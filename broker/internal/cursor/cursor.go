@@ -38,15 +38,22 @@ type Cursor struct {
 	partials position.Set // the keys of partial
 	words    int64        // in partial
 	epoch    uint64
-	changes  changes
+	changes  *changes // nil: none
 }
 
 // changes is what happened since the last TakeDelta. What mark covers by now
 // need not be in acked and partial.
 type changes struct {
-	any     bool
 	acked   position.Set
 	partial position.Set
+}
+
+// changed is where to note a change.
+func (c *Cursor) changed() *changes {
+	if c.changes == nil {
+		c.changes = &changes{}
+	}
+	return c.changes
 }
 
 // New returns a cursor for which everything up to and including mark is
@@ -97,14 +104,14 @@ func (c *Cursor) Ack(chain Chain, p position.Position) bool {
 	if c.Acked(p) || p.Entry < 0 || p.Ledger < 1 {
 		return false
 	}
-	c.changes.any = true
+	ch := c.changed()
 	if p == chain.After(c.mark) {
 		c.mark = p
 		c.advance(chain)
 		return true
 	}
 	c.acked.Add(p)
-	c.changes.acked.Add(p)
+	ch.acked.Add(p)
 	c.forgetPartial(p)
 	return true
 }
@@ -129,8 +136,7 @@ func (c *Cursor) AckPart(chain Chain, p position.Position, remaining Bits) (chan
 		return false, false
 	}
 	c.setPartial(p, left.clone())
-	c.changes.partial.Add(p)
-	c.changes.any = true
+	c.changed().partial.Add(p)
 	return true, false
 }
 
@@ -141,7 +147,7 @@ func (c *Cursor) AckCumulative(chain Chain, p position.Position) bool {
 		return false
 	}
 	c.mark = p
-	c.changes.any = true
+	c.changed()
 	c.advance(chain)
 	return true
 }
@@ -210,7 +216,11 @@ func (c *Cursor) UnackedBefore(chain Chain, end position.Position) position.Set 
 // Bytes is about what the cursor takes in memory beyond its fixed size.
 func (c *Cursor) Bytes() int64 {
 	const mapEntry = 80
-	return c.acked.Bytes() + c.changes.acked.Bytes() + c.partials.Bytes() + c.words*8 + int64(len(c.partial))*mapEntry
+	changed := int64(0)
+	if c.changes != nil {
+		changed = c.changes.acked.Bytes()
+	}
+	return c.acked.Bytes() + changed + c.partials.Bytes() + c.words*8 + int64(len(c.partial))*mapEntry
 }
 
 // Exceeds reports whether Bytes is above limit, at next to no cost while it is
@@ -272,7 +282,9 @@ func (c *Cursor) forgetPartial(p position.Position) {
 	}
 	c.words -= int64(len(old))
 	delete(c.partial, p)
-	c.changes.partial.Remove(p)
+	if c.changes != nil {
+		c.changes.partial.Remove(p)
+	}
 	c.partials.Remove(p)
 	if len(c.partial) == 0 {
 		c.partial = nil
