@@ -91,7 +91,7 @@ bench-bare: ## what this machine allows: the hops of a publish without any logic
 	@$(TOOLS)/bare $(BARE_FLAGS)
 
 .PHONY: budgets
-budgets: build ## which budgets of one node are kept, beside the bare chain (10 minutes, 12 GB of disk, on a machine that does nothing else; no root)
+budgets: build ## which budgets of one node are kept, beside the bare chain (15 minutes, 12 GB of disk, on a machine that does nothing else; no root)
 	$(GO) build -o $(TOOLS)/bare ./e2e/cmd/bare
 	@$(GO) run ./e2e/cmd/budgets $(BUDGETS_FLAGS)
 
