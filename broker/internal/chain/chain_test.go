@@ -415,11 +415,11 @@ func TestRuleM1_CreatingALedgerNeedsTheOwnerKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, Options{})
 		w.a.opts.Guard = func() []meta.Cond { return []meta.Cond{{Key: "/owner", Revision: 77}} }
-		w.appendMany(3)
+		w.appendMany(1) // a second one may come too late
 		if err := <-w.lost; !errors.Is(err, ErrNotOwner) {
 			t.Errorf("OnFenced was told %v", err)
 		}
-		if len(w.links.ids) != 0 || len(w.answers.got) != 3 || w.answers.got[0].err == nil {
+		if len(w.links.ids) != 0 || len(w.answers.got) != 1 || w.answers.got[0].err == nil {
 			t.Errorf("ledgers %v, answers %v", w.links.ids, w.answers.got)
 		}
 		w.a.Abandon()
