@@ -88,7 +88,8 @@ func (o *ownedBundle) openIfUnclosed(t catalog.Topic) error {
 	return err
 }
 
-// hasUnclosed reports whether a link of a topic's chain is not closed.
+// hasUnclosed reports whether a link of a topic's chain is not closed, as far as is
+// known: of one that cannot be read it is not, and opening the topic tells so.
 func (o *ownedBundle) hasUnclosed(id uint64) (bool, error) {
 	kvs, _, err := o.b.opts.Store.Range(o.ctx, o.b.opts.Layout.Chain(id), "", 0)
 	if err != nil {
@@ -96,7 +97,7 @@ func (o *ownedBundle) hasUnclosed(id uint64) (bool, error) {
 	}
 	for _, kv := range kvs {
 		var link metav1.ChainLink
-		if err := proto.Unmarshal(kv.Value, &link); err == nil && !link.GetClosed() {
+		if err := proto.Unmarshal(kv.Value, &link); err != nil || !link.GetClosed() {
 			return true, nil
 		}
 	}

@@ -104,3 +104,23 @@ func TestRuleM19_LeftOpenIsLookedForAtARate(t *testing.T) {
 		}
 	})
 }
+
+// Shows that a chain with a link that cannot be read is not taken for closed: that is
+// not known, and opening the topic tells what is wrong.
+func TestUnreadableLinkIsNotTakenForClosed(t *testing.T) {
+	story(t, func(t *testing.T, w *world) {
+		name := w.topic("orders")
+		o := w.start("a").open(w.bundleOf(name))
+		id := w.idOf(name)
+		if unclosed, err := o.hasUnclosed(id); err != nil || unclosed {
+			t.Fatalf("an empty chain: %v, %v", unclosed, err)
+		}
+		txn := meta.Txn{Ops: []meta.Op{{Key: keys.ChainLink(id, 1), Value: []byte{0xff}}}}
+		if res, err := w.store.Txn(t.Context(), txn); err != nil || !res.Done {
+			t.Fatal(res, err)
+		}
+		if unclosed, err := o.hasUnclosed(id); err != nil || !unclosed {
+			t.Errorf("a link that cannot be read: %v, %v", unclosed, err)
+		}
+	})
+}
