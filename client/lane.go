@@ -27,7 +27,8 @@ const maxInFlight = 64
 // sends all of pending again from the front. The broker answers for what it has.
 // Only while it asked for silence is a refusal waited out in place.
 //
-// finish, which runs the application's code, is never called with mu held.
+// Batches get their outcomes with mu held, in their order: a lane that fails while
+// an answer is being taken cannot overtake it. Callbacks run elsewhere, without mu.
 type lane struct {
 	p         *Producer
 	topic     string // long form, with the partition
@@ -240,13 +241,13 @@ func (l *lane) receipt(from *link, r *brokerv1.Receipt) {
 	l.flyBytes -= len(b.part)
 	l.takeFirstLocked()
 	l.since, l.trouble, l.damaged = time.Now(), 0, 0
-	l.wantLocked()
-	l.mu.Unlock()
 	at := place{r.GetLedger(), r.GetEntry()}
 	if at.ledger < 1 {
 		at = noPlace
 	}
-	l.p.finish(l, b, at, nil)
+	l.finishLocked(b, at, nil)
+	l.wantLocked()
+	l.mu.Unlock()
 }
 
 func (l *lane) takeFirstLocked() {
@@ -260,8 +261,8 @@ func (l *lane) takeFirstLocked() {
 // is unknown.
 func (l *lane) fail(err error) {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.failure != nil {
-		l.mu.Unlock()
 		return
 	}
 	l.failure = err
@@ -274,14 +275,21 @@ func (l *lane) fail(err error) {
 	}
 	pending := l.pending
 	l.pending = nil
-	l.mu.Unlock()
 	for _, b := range pending {
 		if b.sent {
-			l.p.finish(l, b, place{}, unknownOutcome(err))
+			l.finishLocked(b, place{}, unknownOutcome(err))
 		} else {
-			l.p.finish(l, b, place{}, err)
+			l.finishLocked(b, place{}, err)
 		}
 	}
+}
+
+// finishLocked gives a batch that left pending its outcome: at, or err.
+func (l *lane) finishLocked(b *batch, at place, err error) {
+	if err != nil && l.flushErr == nil {
+		l.flushErr = err
+	}
+	l.p.finish(b, at, err)
 }
 
 // flush closes the gathering batch and returns the last one without an outcome,
@@ -297,14 +305,6 @@ func (l *lane) flush() *batch {
 		return nil
 	}
 	return l.pending[len(l.pending)-1]
-}
-
-func (l *lane) noteFailure(err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.flushErr == nil {
-		l.flushErr = err
-	}
 }
 
 // takeFailure returns the first failure since it was called last.

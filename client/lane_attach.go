@@ -70,18 +70,9 @@ func (l *lane) open(ctx context.Context, address string) error {
 // link finds it attached.
 func (l *lane) opened(from *link, o *brokerv1.ProducerOpened) {
 	l.mu.Lock()
-	forgotten := l.openedLocked(from, o)
-	l.mu.Unlock()
-	for _, b := range forgotten {
-		l.p.finish(l, b, noPlace, b.refusal(fmt.Errorf("topic %s: the broker remembers nothing of producer %s any more: %w", l.topic, o.GetProducerName(), ErrUnavailable)))
-	}
-}
-
-// openedLocked attaches the lane and returns the batches whose outcome nobody can
-// tell any more.
-func (l *lane) openedLocked(from *link, o *brokerv1.ProducerOpened) (forgotten []*batch) {
+	defer l.mu.Unlock()
 	if !l.openingLocked(from, o.GetProducerId()) {
-		return nil
+		return
 	}
 	l.link, l.held, l.recall, l.queued = from, false, false, false
 	l.ghost = nil // this one took its place
@@ -102,36 +93,35 @@ func (l *lane) openedLocked(from *link, o *brokerv1.ProducerOpened) (forgotten [
 			l.resumeLocked()
 		}
 	} else if !o.GetHasLastSequenceId() {
-		forgotten = l.forgottenLocked()
+		l.forgottenLocked()
 	}
 	l.since = time.Now()
 	l.answer <- nil
 	l.answer = nil
 	if l.failure != nil { // the lane ended before the answer came
 		l.goodbyeLocked()
-		return forgotten
+		return
 	}
 	l.wantLocked()
-	return forgotten
 }
 
-// forgottenLocked takes the batches out that may be stored, of a producer of which
-// the broker remembers nothing though it had stored something: sent again they
-// would be stored twice.
-func (l *lane) forgottenLocked() (gone []*batch) {
+// forgottenLocked ends the batches that may be stored, of a producer of which the
+// broker remembers nothing though it had stored something: sent again they would
+// be stored twice, and nobody can tell their outcome any more.
+func (l *lane) forgottenLocked() {
 	if len(l.pending) == 0 || !l.pending[0].doubt {
-		return nil
+		return
 	}
 	h, _, err := entry.ParseHeader(l.pending[0].part)
 	if err != nil || !h.HasPrevious {
-		return nil // it was the first one, and is not stored
+		return // it was the first one, and is not stored
 	}
 	for len(l.pending) > 0 && l.pending[0].doubt {
-		gone = append(gone, l.pending[0])
+		b := l.pending[0]
 		l.takeFirstLocked()
+		l.finishLocked(b, noPlace, b.refusal(fmt.Errorf("topic %s: the broker remembers nothing of producer %s any more: %w", l.topic, l.name, ErrUnavailable)))
 	}
 	l.chainLocked(false, 0)
-	return gone
 }
 
 // resumeLocked goes on after the last sequence id stored for the name. What was
@@ -261,26 +251,23 @@ func (l *lane) detachLocked() {
 // under way are made for it anew; those that the partition takes no more fail.
 func (l *lane) adopt(version uint64, part *discoveryv1.Partition) {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.gather != nil && l.routing != version {
 		l.closeLocked() // made for the map before
 	}
 	l.routing, l.part = version, part
-	var gone []*batch
-	if l.link == nil && l.answer == nil {
-		kept := l.pending[:0:0]
-		for _, b := range l.pending {
-			if l.adoptLocked(b, part) {
-				kept = append(kept, b)
-			} else {
-				gone = append(gone, b)
-			}
+	if l.link != nil || l.answer != nil {
+		return
+	}
+	kept := l.pending[:0:0]
+	for _, b := range l.pending {
+		if l.adoptLocked(b, part) {
+			kept = append(kept, b)
+		} else {
+			l.finishLocked(b, noPlace, b.refusal(l.rerouted()))
 		}
-		l.pending = kept
 	}
-	l.mu.Unlock()
-	for _, b := range gone {
-		l.p.finish(l, b, noPlace, b.refusal(l.rerouted()))
-	}
+	l.pending = kept
 }
 
 func (l *lane) adoptLocked(b *batch, part *discoveryv1.Partition) (kept bool) {
@@ -341,14 +328,14 @@ func (l *lane) refused(from *link, r *brokerv1.PublishRefused) {
 		done, doneErr = l.pending[0], l.pending[0].refusal(fmt.Errorf("topic %s: %w", l.topic, err))
 		l.dropFirstLocked()
 	}
+	if done != nil {
+		l.finishLocked(done, noPlace, doneErr)
+	}
 	l.leaveLocked(err, "")
 	l.mu.Unlock()
 	if code == brokerv1.Code_CODE_CHECKSUM {
 		// Not the refusal itself: to those who are attaching it is only a lost link.
 		from.end(fmt.Errorf("link to %s: a batch arrived damaged: %v: %w", from.address, err, ErrUnavailable))
-	}
-	if done != nil {
-		l.p.finish(l, done, noPlace, doneErr)
 	}
 }
 

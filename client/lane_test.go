@@ -60,3 +60,32 @@ func TestTakenBeforeOpened(t *testing.T) {
 		t.Errorf("%+v, %v", h, err)
 	}
 }
+
+// Shows that a lane which fails while an answer is being taken runs the callback
+// that the answer belongs to first, as the messages were sent.
+func TestCallbacksKeepOrderWhenTheLaneFails(t *testing.T) {
+	l := quietLane(t)
+	l.p.c.over = true // nothing runs: callbacks gather in run
+	from := quietLink()
+	l.answer, l.opening = make(chan error, 1), from
+	l.id, _ = from.join(l, func(uint64) proto.Message { return nil })
+	l.opened(from, brokerv1.ProducerOpened_builder{ProducerId: proto.Uint64(l.id), ProducerName: proto.String("p"), WindowBytes: proto.Uint64(1 << 20)}.Build())
+	for range 2 {
+		m := keyed(1)
+		m.callback = func(MessageID, error) {}
+		l.add(m)
+		l.flush()
+	}
+	var p parcel
+	l.pull(from, l.id, &p)
+	if len(p.parts) != 2 {
+		t.Fatalf("%d batches in flight", len(p.parts))
+	}
+	first, second := l.pending[0], l.pending[1]
+	l.damaged = maxDamaged
+	from.cancel = func() { l.fail(ErrClosed) } // the refusal ends the link
+	l.refused(from, brokerv1.PublishRefused_builder{ProducerId: &l.id, SequenceId: &first.last, Code: brokerv1.Code_CODE_CHECKSUM.Enum()}.Build())
+	if len(l.p.run) != 2 || l.p.run[0] != first || l.p.run[1] != second {
+		t.Errorf("%d batches with outcomes, the first one comes first: %v", len(l.p.run), l.p.run[0] == first)
+	}
+}

@@ -333,12 +333,11 @@ func (l *lane) gathers(b *batch) bool {
 	return b != nil && l.gather == b
 }
 
-// finish gives a batch its outcome: at, or err.
-func (p *Producer) finish(l *lane, b *batch, at place, err error) {
+// finish gives a batch its outcome, at or err, and has its callbacks called behind
+// those of all that were finished before. It waits for nothing: lanes call it with
+// their lock held.
+func (p *Producer) finish(b *batch, at place, err error) {
 	b.at, b.err, b.part = at, err, nil
-	if err != nil {
-		l.noteFailure(err)
-	}
 	close(b.done)
 	if b.callbacks == nil {
 		p.c.memory.Release(b.held)
