@@ -38,8 +38,9 @@ type consumeEvent struct {
 }
 
 // consumeStream is one client's Consume stream: all its consumers on this
-// broker. The receiving goroutine never waits: what has to (opening, seeking)
-// runs on a goroutine of its own, of which there are at most maxTasks.
+// broker. The receiving goroutine never waits: what has to runs on a goroutine of
+// its own, of which there are at most maxPerStream for opening, maxTasks for the
+// rest.
 type consumeStream struct {
 	topics topics
 	log    hclog.Logger
@@ -50,6 +51,7 @@ type consumeStream struct {
 
 	mu        sync.Mutex
 	consumers map[uint64]*streamConsumer
+	opening   int // goroutines that open a consumer, also one that is closed by now
 	ended     bool
 }
 
@@ -57,7 +59,7 @@ type consumeStream struct {
 // that has not handed them on.
 const consumerWindowBytes = 4 << 20
 
-// maxTasks bounds the subscribes and seeks of one stream under way at a time.
+// maxTasks bounds the seeks and the like of one stream under way at a time.
 const maxTasks = 256
 
 type streamConsumer struct {
@@ -254,11 +256,19 @@ func (s *consumeStream) subscribe(ctx context.Context, req *brokerv1.Subscribe) 
 		return fmt.Errorf("more than %d consumers on one stream: %w", maxPerStream, rpcerr.ErrInvalid)
 	}
 	sc := &streamConsumer{stream: s, id: id, partition: -1}
+	if s.opening >= maxPerStream {
+		s.out.put(consumeEvent{from: sc, closed: tooManyOpening(), topic: req.GetTopic()})
+		return nil
+	}
 	s.consumers[id] = sc
+	s.opening++
 	s.tasks.Go(func() {
 		if err := sc.connect(ctx, req); err != nil {
 			s.out.put(consumeEvent{from: sc, closed: err, topic: req.GetTopic()})
 		}
+		s.mu.Lock()
+		s.opening--
+		s.mu.Unlock()
 	})
 	return nil
 }
@@ -480,7 +490,11 @@ func positionOf(l, e int64) position.Position {
 	return position.Position{Ledger: ledger.ID(l), Entry: ledger.EntryID(e)}
 }
 
+// messageIDOf names an entry; −1:−1 where there is none.
 func messageIDOf(p position.Position, partition int32) *brokerv1.MessageId {
+	if p.IsStart() {
+		p = position.Position{Ledger: -1, Entry: ledger.NoEntry}
+	}
 	return brokerv1.MessageId_builder{
 		Ledger: new(int64(p.Ledger)), Entry: new(int64(p.Entry)), Partition: &partition, BatchIndex: new(int32(-1)),
 	}.Build()

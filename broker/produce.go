@@ -19,8 +19,15 @@ import (
 	brokerv1 "github.com/magnetar-io/magnetar/proto/broker/v1"
 )
 
-// maxPerStream bounds the producers, and the consumers, of one stream.
+// maxPerStream bounds the producers, and the consumers, of one stream; and those
+// being opened, which may be others: a client can close one before it is open, and
+// what opens it ends only some time later.
 const maxPerStream = 10_000
+
+// tooManyOpening refuses one more of those.
+func tooManyOpening() error {
+	return fmt.Errorf("%d of the stream are being opened, try again later: %w", maxPerStream, rpcerr.ErrUnavailable)
+}
 
 // maxReceiptsPerMessage bounds the receipts that go out in one gRPC message.
 const maxReceiptsPerMessage = 4096
@@ -46,6 +53,7 @@ type produceStream struct {
 
 	mu        sync.Mutex
 	producers map[uint64]*streamProducer
+	opening   int // goroutines that open a producer, also one that is closed by now
 	ended     bool
 }
 
@@ -171,8 +179,18 @@ func (s *produceStream) open(ctx context.Context, req *brokerv1.OpenProducer) er
 	case len(s.producers) >= maxPerStream:
 		return fmt.Errorf("more than %d producers on one stream: %w", maxPerStream, rpcerr.ErrInvalid)
 	}
+	if s.opening >= maxPerStream {
+		s.out.put(produceEvent{from: sp, closed: tooManyOpening(), topic: req.GetTopic()})
+		return nil
+	}
 	s.producers[id] = sp
-	s.opens.Go(func() { sp.connect(ctx, req) })
+	s.opening++
+	s.opens.Go(func() {
+		sp.connect(ctx, req)
+		s.mu.Lock()
+		s.opening--
+		s.mu.Unlock()
+	})
 	return nil
 }
 

@@ -237,3 +237,72 @@ func TestStreamEndsProducersThatWaitToOpen(t *testing.T) {
 		})
 	}
 }
+
+// What a stream is opening is bounded, also where its client closes each before it
+// is open: beyond that it is refused, to be tried again, and the stream goes on.
+func TestOpeningsOfAStreamAreBounded(t *testing.T) {
+	const over = 5
+	story(t, func(t *testing.T, w *world) {
+		a := w.start("a")
+		name := w.topic("orders")
+		a.open(w.bundleOf(name))
+		release := w.holdOpening(a, name)
+		defer release()
+		consumers, producers := a.consume(), a.produce()
+		defer consumers.hangUp()
+		defer producers.hangUp()
+		for id := range uint64(maxPerStream + over) {
+			consumers.in <- subscribe(id, name, "s")
+			consumers.in <- brokerv1.ConsumeRequest_builder{Close: brokerv1.CloseConsumer_builder{ConsumerId: &id}.Build()}.Build()
+			producers.in <- openProducer(id, name, "p", id)
+			producers.in <- brokerv1.ProduceRequest_builder{Close: brokerv1.CloseProducer_builder{ProducerId: &id}.Build()}.Build()
+		}
+		synctest.Wait()
+		refused := map[string]int{}
+		for _, r := range consumers.heard() {
+			if r.GetClosed().GetCode() == brokerv1.Code_CODE_UNAVAILABLE {
+				refused["consumers"]++
+			}
+		}
+		for _, r := range producers.heard() {
+			if r.GetClosed().GetCode() == brokerv1.Code_CODE_UNAVAILABLE {
+				refused["producers"]++
+			}
+		}
+		if refused["consumers"] != over || refused["producers"] != over {
+			t.Errorf("refused %v, want %d of each", refused, over)
+		}
+		release()
+		time.Sleep(time.Minute)
+		consumers.in <- subscribe(maxPerStream+over, name, "s")
+		producers.in <- openProducer(maxPerStream+over, name, "q", 1)
+		time.Sleep(time.Second)
+		if heard := consumers.heard(); !heard[len(heard)-1].HasSubscribed() {
+			t.Errorf("a consumer after all others hears %v", heard[len(heard)-1])
+		}
+		if heard := producers.heard(); !heard[len(heard)-1].HasOpened() {
+			t.Errorf("a producer after all others hears %v", heard[len(heard)-1])
+		}
+	})
+}
+
+// A consumer of a topic without entries is told that none is the last, in a way that
+// cannot be taken for an entry's id.
+func TestEmptyTopicHasNoLastEntry(t *testing.T) {
+	story(t, func(t *testing.T, w *world) {
+		a := w.start("a")
+		name := w.topic("orders")
+		a.open(w.bundleOf(name))
+		p := a.consume()
+		defer p.hangUp()
+		p.in <- subscribe(1, name, "s")
+		time.Sleep(time.Second)
+		heard := p.heard()
+		if len(heard) != 1 || !heard[0].HasSubscribed() {
+			t.Fatalf("heard %v", heard)
+		}
+		if last := heard[0].GetSubscribed().GetLastMessageId(); last.GetLedger() != -1 || last.GetEntry() != -1 {
+			t.Errorf("the last entry is %v", last)
+		}
+	})
+}
