@@ -26,7 +26,8 @@ type Action struct {
 // whose owner is gone goes there too, but only once current data was watched for a
 // whole lease: after a long outage every session has lapsed, and brokers are given
 // that time to come back. Nor is an owner gone whose record is newer than what is
-// shown of the brokers: it may be newer, too. One that is back, under another
+// shown of the brokers: it may be newer, too. Nor one whose record cannot be read:
+// that is left as it is. One that is back, under another
 // session than the one it took the bundle in, is not gone: it alone claims the
 // bundle anew, whoever ranks first, and hands it over in order if another one does
 // (M5). Of a store that was rolled back nothing is taken over (M7). A broker that
@@ -42,7 +43,7 @@ func Decide(s *Snapshot, self, session string) []Action {
 	settled := s.settled(self)
 	var actions []Action
 	for name, b := range s.Bundles {
-		if !b.Exists {
+		if !b.Exists || b.Unreadable {
 			continue
 		}
 		a := Action{Bundle: b.Bundle, Revision: b.Revision, Epoch: b.Owner.Epoch}

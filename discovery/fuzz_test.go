@@ -14,7 +14,7 @@ import (
 	metav1 "github.com/magnetar-io/magnetar/proto/meta/v1"
 )
 
-func marshal(f *testing.F, m proto.Message) []byte {
+func marshal(f testing.TB, m proto.Message) []byte {
 	f.Helper()
 	b, err := proto.Marshal(m)
 	if err != nil {

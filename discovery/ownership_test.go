@@ -9,6 +9,7 @@ import (
 	"github.com/magnetar-io/magnetar/discovery/catalog"
 	"github.com/magnetar-io/magnetar/discovery/internal/place"
 	"github.com/magnetar-io/magnetar/discovery/meta"
+	metav1 "github.com/magnetar-io/magnetar/proto/meta/v1"
 )
 
 // Brokers that come share all bundles evenly, and one that comes later gets its
@@ -487,6 +488,9 @@ func TestDecide(t *testing.T) {
 			set(s, catalog.Owner{Broker: "x", Session: "x"}, 9, time.Hour)
 			s.heard = now.Add(-4 * time.Second)
 		}, "", ""},
+		{"record cannot be read", func(s *Snapshot) {
+			s.Bundles[b.String()] = BundleInfo{Bundle: b, Exists: true, Revision: 9, Unreadable: true}
+		}, "", ""},
 		{"earlier session of ours", func(s *Snapshot) {
 			set(s, catalog.Owner{Broker: winner, Session: "before"}, 9, time.Hour)
 			s.since = now.Add(-time.Second)
@@ -516,5 +520,29 @@ func TestDecide(t *testing.T) {
 				t.Errorf("%s: a broker whose session is not listed acts: %+v", c.name, actions)
 			}
 		}
+	}
+}
+
+// TestUnreadableOwnerIsNotTakenForNone shows that a bundle whose owner record cannot
+// be read keeps that record: who owns it is not known, and it is taken by nobody
+// before the record can be read again, or is gone.
+func TestUnreadableOwnerIsNotTakenForNone(t *testing.T) {
+	b := bundle.Cut("t/n", 1)[0]
+	v := NewView(ViewOptions{Layout: keys})
+	see := func(revision meta.Revision, value []byte) BundleInfo {
+		kv := meta.KV{Key: keys.BundleOwner(b.String()), Value: value, Revision: revision}
+		v.hear(feedBundles, revision, false, func() { v.seeBundle(kv) })
+		return v.Snapshot().Bundles[b.String()]
+	}
+	v.hear(feedBundles, 1, true, func() { v.listBundles([]meta.KV{{Key: keys.BundleLog(b.String()), Revision: 1}}) })
+	good := marshal(t, metav1.BundleOwner_builder{Broker: new("a"), Session: new("s"), Epoch: new(uint64(2))}.Build())
+	if is := see(2, good); is.Unreadable || is.Owner.Broker != "a" {
+		t.Errorf("a good record is shown as %+v", is)
+	}
+	if is := see(3, good[:3]); !is.Unreadable || is.Owner != (catalog.Owner{}) || is.Revision != 3 {
+		t.Errorf("a record cut off is shown as %+v", is)
+	}
+	if is := see(4, good); is.Unreadable || is.Owner.Epoch != 2 {
+		t.Errorf("the record written anew is shown as %+v", is)
 	}
 }

@@ -90,7 +90,10 @@ type BundleInfo struct {
 	Exists   bool          // it has a log record; else it was split, merged or deleted
 	Owner    catalog.Owner // of no broker when it was given up, or there is no record
 	Revision meta.Revision // of the owner record; 0: there is none
-	Seen     time.Time     // when this process first saw this broker own it; not to be stored
+	// Unreadable: there is an owner record and it cannot be read, so that nothing is
+	// known of the owner; Owner is of no broker.
+	Unreadable bool
+	Seen       time.Time // when this process first saw this broker own it; not to be stored
 }
 
 // NewView returns a view that knows nothing before Run.
@@ -312,10 +315,12 @@ func (v *View) seeBundle(kv meta.KV) {
 		b.Exists = kv.Exists()
 	case "owner":
 		was := b.Owner.Broker
-		b.Revision, b.Owner = kv.Revision, catalog.Owner{}
+		b.Revision, b.Owner, b.Unreadable = kv.Revision, catalog.Owner{}, false
 		if kv.Exists() {
 			if b.Owner, err = catalog.DecodeOwner(kv); err != nil {
-				v.log.Error("owner record cannot be read", "bundle", name, "error", err)
+				b.Unreadable = true
+				v.log.Error("owner record cannot be read: nobody takes the bundle over before the record is restored or deleted in the metadata store",
+					"bundle", name, "key", kv.Key, "error", err)
 			}
 		}
 		if b.Owner.Broker != was {

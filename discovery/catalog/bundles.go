@@ -27,13 +27,18 @@ type Bundle struct {
 	LogRevision   meta.Revision
 }
 
-// DecodeOwner reads an owner record.
+// DecodeOwner reads an owner record. It has an epoch, and a broker with its session
+// or neither.
 func DecodeOwner(kv meta.KV) (Owner, error) {
 	var r metav1.BundleOwner
 	if err := decode(kv, &r); err != nil {
 		return Owner{}, err
 	}
-	return Owner{Broker: r.GetBroker(), Session: r.GetSession(), Epoch: r.GetEpoch()}, nil
+	o := Owner{Broker: r.GetBroker(), Session: r.GetSession(), Epoch: r.GetEpoch()}
+	if o.Epoch == 0 || (o.Broker == "") != (o.Session == "") {
+		return Owner{}, fmt.Errorf("owner record at %s: broker %q, session %q, epoch %d: %w", kv.Key, o.Broker, o.Session, o.Epoch, ledger.ErrCorrupt)
+	}
+	return o, nil
 }
 
 // Bundles reads the bundles of a namespace, of all for "", in order, as they

@@ -18,6 +18,7 @@ import (
 	"github.com/magnetar-io/magnetar/discovery/meta/layout"
 	"github.com/magnetar-io/magnetar/internal/rpcerr"
 	"github.com/magnetar-io/magnetar/internal/topicname"
+	metav1 "github.com/magnetar-io/magnetar/proto/meta/v1"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -141,10 +142,11 @@ func TestTenantsAndNamespaces(t *testing.T) {
 		Parent: ledger.Parent{Bundle: "x/y/00000000-3fffffff", Role: "log"}, Created: time.UnixMilli(1),
 	}
 	value := must[[]byte](t)(md.Encode())
+	owner := encode(metav1.BundleOwner_builder{Broker: new("a"), Session: new("s"), Epoch: new(uint64(1))}.Build())
 	if _, err := m.Txn(ctx, meta.Txn{Ops: []meta.Op{
 		{Key: keys.Ledger(7), Value: value},
 		{Key: keys.BundleLog("x/y/00000000-3fffffff"), Value: logWith(7)},
-		{Key: keys.BundleOwner("x/y/00000000-3fffffff")},
+		{Key: keys.BundleOwner("x/y/00000000-3fffffff"), Value: owner},
 	}}); err != nil {
 		t.Fatal(err)
 	}
