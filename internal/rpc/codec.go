@@ -19,7 +19,17 @@ var errFrame = errors.New("rpc: malformed frame")
 // connection, never registered, since other users of gRPC share the process.
 func Codec() encoding.CodecV2 { return codec{stock: encoding.GetCodecV2(protocodec.Name)} }
 
-type codec struct{ stock encoding.CodecV2 }
+type codec struct {
+	stock encoding.CodecV2
+	limit int // of a message that is no frame, when it is read; 0: gRPC's own
+}
+
+// serverCodec is Codec for a server, which decodes no more of a request than of a
+// frame's head: gRPC's own limit leaves room for entries, and what lists names may
+// take many times its size once it is decoded, before anyone can count them.
+func serverCodec() encoding.CodecV2 {
+	return codec{stock: encoding.GetCodecV2(protocodec.Name), limit: MaxHeadBytes}
+}
 
 func (codec) Name() string { return protocodec.Name }
 
@@ -64,6 +74,9 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	f, ok := v.(*Frame)
 	if !ok {
+		if n := data.Len(); c.limit > 0 && n > c.limit {
+			return fmt.Errorf("%w: %d bytes without a payload, at most %d", errFrame, n, c.limit)
+		}
 		return c.stock.Unmarshal(data, v)
 	}
 	if f.Head == nil {

@@ -61,7 +61,7 @@ func ServerOptions(l Limits, extra ...grpc.ServerOption) []grpc.ServerOption {
 	s := l.Profile.settings()
 	message := orDefault(l.MaxMessageBytes, s.messageBytes)
 	return append([]grpc.ServerOption{
-		grpc.ForceServerCodecV2(Codec()),
+		grpc.ForceServerCodecV2(serverCodec()),
 		grpc.MaxRecvMsgSize(message),
 		grpc.MaxSendMsgSize(max(message, bookieMessageBytes)),
 		grpc.MaxConcurrentStreams(orDefault(l.MaxStreams, 1024)),

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	bookiev1 "github.com/magnetar-io/magnetar/proto/bookie/v1"
@@ -226,6 +227,32 @@ func BenchmarkStream(b *testing.B) {
 					b.Fatal(err)
 				}
 			})
+		}
+	}
+}
+
+// Shows that a server decodes no request beyond what a frame may have beside its
+// payload, on a stream or not, and takes the largest that is allowed.
+func TestRequestsWithoutPayloadAreBounded(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	cl := serve(t, &echo{frames: true}, ServerOptions(Limits{}), DialOptions(ClientFacing))
+	const tagAndLength = 2 + 3
+	for over, want := range map[int]codes.Code{0: codes.Unimplemented, 1: codes.Internal} {
+		filler := protowire.AppendBytes(protowire.AppendTag(nil, 100, protowire.BytesType), make([]byte, MaxHeadBytes-tagAndLength+over))
+		r := &bookiev1.LedgerInfoRequest{}
+		r.ProtoReflect().SetUnknown(filler)
+		if _, err := cl.LedgerInfo(ctx, r); status.Code(err) != want {
+			t.Errorf("%d bytes: %v, want %v", len(filler), err, want)
+		}
+		read := &bookiev1.ReadRequest{}
+		read.ProtoReflect().SetUnknown(filler)
+		s, err := cl.Read(ctx, read)
+		if err == nil {
+			_, err = s.Recv()
+		}
+		if (err != nil) != (want == codes.Internal) {
+			t.Errorf("a stream opened with %d bytes: %v", len(filler), err)
 		}
 	}
 }
