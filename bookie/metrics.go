@@ -18,6 +18,7 @@ type metrics struct {
 	movedBytes  prometheus.Counter
 	recycled    prometheus.Counter
 	damaged     prometheus.Counter
+	writtenOff  prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer, n *Node) (*metrics, error) {
@@ -50,6 +51,10 @@ func newMetrics(r prometheus.Registerer, n *Node) (*metrics, error) {
 			Name: "magnetar_bookie_damaged_entries_total",
 			Help: "Entries that the background check found damaged.",
 		}),
+		writtenOff: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "magnetar_bookie_written_off_entries_total",
+			Help: "Entries given up since the start because the disk does not give them any more; their ledgers are in limbo.",
+		}),
 	}
 	if r == nil {
 		return m, nil
@@ -59,7 +64,7 @@ func newMetrics(r prometheus.Registerer, n *Node) (*metrics, error) {
 	}
 	var errs []error
 	for _, c := range []prometheus.Collector{
-		m.refusedAdds, m.fences, m.readEntries, m.deleted, m.movedBytes, m.recycled, m.damaged,
+		m.refusedAdds, m.fences, m.readEntries, m.deleted, m.movedBytes, m.recycled, m.damaged, m.writtenOff,
 		gauge("magnetar_bookie_in_flight_bytes", "Bytes of adds taken and not answered.",
 			func() float64 { return float64(n.inFlight.bytes.Load()) }),
 		gauge("magnetar_bookie_ledgers", "Ledgers with something on this bookie.",

@@ -137,6 +137,7 @@ func (n *Node) writeOff() error {
 		g.SetLimbo()
 		g.Unlock()
 		u.lost[name] = at
+		n.metrics.writtenOff.Inc()
 	}
 	clear(u.noted)
 	u.blocks, u.tries = bad, 0

@@ -11,6 +11,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/magnetar-io/magnetar/bookie/ledger"
 	"github.com/magnetar-io/magnetar/internal/vfs"
 )
@@ -60,6 +62,18 @@ func sector(t *testing.T, n *Node, id ledger.ID, e ledger.EntryID) func(file str
 	at := (int64(p.Offset) + int64(p.Length)/2) &^ 4095
 	name := fmt.Sprintf("%010d.log", p.Segment)
 	return func(file string, start, end int64) bool { return file == name && start < at+4096 && at < end }
+}
+
+// counted is what a counter has counted.
+func counted(t *testing.T, c prometheus.Counter) float64 {
+	t.Helper()
+	r := prometheus.NewPedanticRegistry()
+	r.MustRegister(c)
+	families, err := r.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return families[0].GetMetric()[0].GetCounter().GetValue()
 }
 
 // reopened stores 5 entries in ledgers 1 and 2 and returns a node that has them from
@@ -115,6 +129,9 @@ func TestBadSectorIsWrittenOff(t *testing.T) {
 		settle()
 		if n.hot.Segments()[0].ID == first {
 			t.Fatal("the segment is still there")
+		}
+		if got := counted(t, n.metrics.writtenOff); got != 1 {
+			t.Errorf("%v entries are counted as written off, want 1", got)
 		}
 		if n := d.times(); n < readTries {
 			t.Errorf("written off after failing in %d different seconds, want %d tries", n, readTries)
