@@ -145,17 +145,19 @@ func (s *consumeStream) handle(ctx context.Context, req *brokerv1.ConsumeRequest
 		}
 	case brokerv1.ConsumeRequest_Seek_case:
 		sk := req.GetSeek()
-		s.task(ctx, sk.GetConsumerId(), sk.GetRequestId(), func(ctx context.Context, t *topic.Topic, c *subscription.Consumer) error {
+		s.task(ctx, sk.GetConsumerId(), sk.GetRequestId(), func(ctx context.Context, t *topic.Topic, c *subscription.Consumer) (*position.Position, error) {
 			place, err := placeOf(sk.GetTo())
-			if err == nil {
-				_, err = t.SeekIn(ctx, c.Subscription(), place)
+			if err != nil {
+				return nil, err
 			}
-			return err
+			mark, err := t.SeekIn(ctx, c.Subscription(), place)
+			start := t.After(mark)
+			return &start, err
 		})
 	case brokerv1.ConsumeRequest_Unsubscribe_case:
 		u := req.GetUnsubscribe()
-		s.task(ctx, u.GetConsumerId(), u.GetRequestId(), func(ctx context.Context, t *topic.Topic, c *subscription.Consumer) error {
-			return t.Unsubscribe(ctx, c)
+		s.task(ctx, u.GetConsumerId(), u.GetRequestId(), func(ctx context.Context, t *topic.Topic, c *subscription.Consumer) (*position.Position, error) {
+			return nil, t.Unsubscribe(ctx, c)
 		})
 	case brokerv1.ConsumeRequest_Close_case:
 		s.closeConsumer(req.GetClose().GetConsumerId())
@@ -197,8 +199,9 @@ func (s *consumeStream) flow(f *brokerv1.Flow) error {
 	return nil
 }
 
-// task runs something that may wait, and answers the request with its outcome.
-func (s *consumeStream) task(ctx context.Context, id, request uint64, run func(context.Context, *topic.Topic, *subscription.Consumer) error) {
+// task runs something that may wait, and answers the request with its outcome: an
+// error, or where the subscription starts now, nil where that is not moved.
+func (s *consumeStream) task(ctx context.Context, id, request uint64, run func(context.Context, *topic.Topic, *subscription.Consumer) (start *position.Position, err error)) {
 	sc, c := s.find(id)
 	if c == nil {
 		s.done(id, request, fmt.Errorf("consumer %d is closed: %w", id, subscription.ErrClosed))
@@ -212,20 +215,31 @@ func (s *consumeStream) task(ctx context.Context, id, request uint64, run func(c
 	}
 	s.tasks.Go(func() {
 		defer func() { <-s.slots }()
-		s.done(id, request, run(ctx, sc.topic, c))
+		start, err := run(ctx, sc.topic, c)
+		if err != nil || start == nil {
+			s.done(id, request, err)
+			return
+		}
+		s.answer(id, request, brokerv1.Done_builder{StartMessageId: messageIDOf(*start, sc.partition)}.Build())
 	})
 }
 
 // done answers a request that wants an answer.
 func (s *consumeStream) done(id, request uint64, err error) {
-	if request == 0 {
-		return
-	}
-	d := brokerv1.Done_builder{ConsumerId: &id, RequestId: &request}.Build()
+	d := &brokerv1.Done{}
 	if err != nil {
 		d.SetCode(codeOf(err))
 		d.SetMessage(err.Error())
 	}
+	s.answer(id, request, d)
+}
+
+func (s *consumeStream) answer(id, request uint64, d *brokerv1.Done) {
+	if request == 0 {
+		return
+	}
+	d.SetConsumerId(id)
+	d.SetRequestId(request)
 	s.out.put(consumeEvent{response: brokerv1.ConsumeResponse_builder{Done: d}.Build()})
 }
 
@@ -319,7 +333,8 @@ func (sc *streamConsumer) connect(ctx context.Context, req *brokerv1.Subscribe) 
 	}
 	subscribed := consumeEvent{response: brokerv1.ConsumeResponse_builder{Subscribed: brokerv1.Subscribed_builder{
 		ConsumerId: &sc.id, Created: &created, WindowBytes: &window,
-		LastMessageId: messageIDOf(t.Last(), sc.partition),
+		LastMessageId:  messageIDOf(t.Last(), sc.partition),
+		StartMessageId: messageIDOf(t.After(c.Subscription().MarkDelete()), sc.partition),
 	}.Build()}.Build()}
 	s.mu.Lock()
 	dropped, early := sc.dropped || s.ended, sc.early

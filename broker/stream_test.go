@@ -306,3 +306,49 @@ func TestEmptyTopicHasNoLastEntry(t *testing.T) {
 		}
 	})
 }
+
+// A consumer is told where it is served from, when it begins and after each seek: a
+// reader from the latest entry or from a time goes on there, whatever was published
+// by the time it comes back.
+func TestConsumerIsToldWhereItStarts(t *testing.T) {
+	story(t, func(t *testing.T, w *world) {
+		a := w.start("a")
+		name := w.topic("orders")
+		a.open(w.bundleOf(name))
+		p := a.consume()
+		defer p.hangUp()
+		reader := func(id uint64) {
+			req := subscribe(id, name, "r")
+			req.GetSubscribe().SetNonDurable(true)
+			p.in <- req
+			time.Sleep(time.Second)
+		}
+		reader(1)
+		a.publish(name, "p", 10)
+		reader(2)
+		seek := func(to *brokerv1.Position) {
+			p.in <- brokerv1.ConsumeRequest_builder{Seek: brokerv1.Seek_builder{ConsumerId: new(uint64(2)), RequestId: new(uint64(7)), To: to}.Build()}.Build()
+			time.Sleep(time.Second)
+		}
+		seek(brokerv1.Position_builder{Latest: new(true)}.Build())
+		seek(brokerv1.Position_builder{Earliest: new(true)}.Build())
+		seek(brokerv1.Position_builder{PublishTimeMs: new(time.Now().Add(time.Hour).UnixMilli())}.Build())
+		heard := p.heard()
+		if len(heard) != 5 {
+			t.Fatalf("heard %v", heard)
+		}
+		if start := heard[0].GetSubscribed().GetStartMessageId(); start.GetEntry() != -1 {
+			t.Errorf("an empty topic starts at %v", start)
+		}
+		last := heard[1].GetSubscribed().GetLastMessageId()
+		for i, want := range []int64{0, last.GetEntry() + 1, 0, last.GetEntry() + 1} {
+			start := heard[i+1].GetDone().GetStartMessageId()
+			if i == 0 {
+				start = heard[1].GetSubscribed().GetStartMessageId()
+			}
+			if start.GetLedger() != last.GetLedger() || start.GetEntry() != want {
+				t.Errorf("answer %d: starts at %v, want entry %d of ledger %d", i+1, start, want, last.GetLedger())
+			}
+		}
+	})
+}

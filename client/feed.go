@@ -171,8 +171,9 @@ func (f *feed) subscribed(from *link, s *brokerv1.Subscribed) {
 	f.link, f.queued, f.heard = from, false, time.Now()
 	if f.session++; f.session == 1 && c.reader {
 		f.pos.until(s.GetLastMessageId(), f.partition, f.from)
-		f.pinLocked(s.GetLastMessageId())
+		f.from = f.from.pinned(f.partition, s.GetStartMessageId())
 	}
+	f.pos.standsAt(s.GetStartMessageId())
 	c.dropQueuedLocked(f, false)
 	if f.window = int(s.GetWindowBytes()); f.window == 0 {
 		f.window = f.bytes
@@ -188,19 +189,6 @@ func (f *feed) subscribed(from *link, s *brokerv1.Subscribed) {
 	c.wakeLocked() // a reader may find that it is at its end
 }
 
-// pinLocked makes a reader that starts at the latest message of a partition start
-// behind the one that was it: should the connection break before something was
-// read, what was published meanwhile is not passed over.
-func (f *feed) pinLocked(last *brokerv1.MessageId) {
-	if !f.from.on(f.partition).HasLatest() {
-		return
-	}
-	f.from = Earliest()
-	if last.GetLedger() > 0 {
-		f.from = After(MessageID{Ledger: last.GetLedger(), Entry: last.GetEntry(), Partition: f.partition, BatchIndex: -1})
-	}
-}
-
 // delivery queues entries for the application.
 func (f *feed) delivery(from *link, id, epoch uint64, entries []*delivered) {
 	c := f.c
@@ -213,6 +201,9 @@ func (f *feed) delivery(from *link, id, epoch uint64, entries []*delivered) {
 	if epoch > f.acks.epoch && f.acks.told {
 		f.voidLocked()
 		f.soughtLocked()
+		if c.reader && len(entries) > 0 {
+			f.from = f.from.pinned(f.partition, wireID(MessageID{Ledger: entries[0].at.ledger, Entry: entries[0].at.entry}))
+		}
 	}
 	if !f.acks.void(epoch) {
 		f.acks.epoch, f.acks.told = epoch, true
@@ -329,6 +320,9 @@ func (f *feed) answered(from *link, d *brokerv1.Done) {
 		delete(f.requests, r.id)
 		if err == nil && r.seek.p != nil {
 			f.from = r.seek
+			if c.reader {
+				f.from = r.seek.pinned(f.partition, d.GetStartMessageId())
+			}
 			if r.epoch == f.acks.epoch { // nothing came from behind the seek yet
 				f.acks.voided = f.acks.told
 				f.acks.voidThrough = f.acks.epoch

@@ -59,6 +59,27 @@ func (p Position) on(partition int32) *brokerv1.Position {
 	return p.p
 }
 
+// pinned is the position as it applies to a partition where it was looked up: at
+// start, as the broker told, nil when it did not. Looked up again, because the
+// connection broke before anything was read, the latest message would be another one
+// by then, and what came between would be passed over.
+func (p Position) pinned(partition int32, start *brokerv1.MessageId) Position {
+	if start == nil {
+		return p
+	}
+	at := place{start.GetLedger(), start.GetEntry()}
+	on := p.on(partition)
+	for _, named := range []*brokerv1.MessageId{on.GetId(), on.GetAfterId()} {
+		if named != nil && !(place{named.GetLedger(), named.GetEntry()}).before(at) {
+			return p // it may be in the middle of an entry
+		}
+	}
+	if !at.real() {
+		return Earliest()
+	}
+	return At(MessageID{Ledger: at.ledger, Entry: at.entry, Partition: partition, BatchIndex: -1})
+}
+
 // readerPosition is how far a reader has come in a partition, and where it ends.
 type readerPosition struct {
 	read  bool
@@ -93,6 +114,15 @@ func (r *readerPosition) begin(partition int32, start Position) {
 		r.ended = r.end.before(place{p.GetId().GetLedger(), p.GetId().GetEntry()})
 	case r.read:
 		r.ended = r.end.before(r.at) || r.whole && r.at == r.end
+	}
+}
+
+// standsAt takes over where the broker says the reader stands. A bounded one is at
+// its end when that is behind it: it started at a time after all there is, or what it
+// was to read was trimmed.
+func (r *readerPosition) standsAt(start *brokerv1.MessageId) {
+	if r.bounded && r.end.before(place{start.GetLedger(), start.GetEntry()}) {
+		r.ended = true
 	}
 }
 

@@ -161,3 +161,75 @@ func TestReaderSeekGivenUp(t *testing.T) {
 		receive(t, ctx, r, 30)
 	})
 }
+
+// Shows that a reader which sought the latest message gets what is published from
+// then on, though its connection breaks before it has read any of it: before that is
+// delivered, and when it waits to be received.
+func TestReaderSoughtLatestMissesNothing(t *testing.T) {
+	for seed := range uint64(4) {
+		for _, delivered := range []bool{false, true} {
+			world(t, seed, func(t *testing.T, ctx context.Context, cluster *faketest.Cluster) {
+				writer := connect(t, ctx, cluster)
+				defer closing(t, ctx, writer)
+				publish(t, ctx, writer, cluster, "t", 0, 30)
+				var away atomic.Bool
+				c := connect(t, ctx, cluster, client.WithDialer(func(ctx context.Context, address string) (net.Conn, error) {
+					if away.Load() {
+						return nil, errors.New("no way")
+					}
+					return cluster.Dial(ctx, address)
+				}))
+				defer closing(t, ctx, c)
+				r := must[*client.Reader](t)(c.Reader(ctx, "t"))
+				receive(t, ctx, r, 0)
+				if err := r.Seek(ctx, client.Latest()); err != nil {
+					t.Fatal(err)
+				}
+				if delivered {
+					publish(t, ctx, writer, cluster, "t", 30, 40)
+					synctest.Wait()
+				}
+				away.Store(true)
+				cluster.Cut(cluster.Owner("t"))
+				publish(t, ctx, writer, cluster, "t", map[bool]int{false: 30, true: 40}[delivered], 50)
+				away.Store(false)
+				for i := range 20 {
+					receive(t, ctx, r, 30+i)
+				}
+			})
+		}
+	}
+}
+
+// Shows that a reader to the end is there at once when it starts, or seeks to, a time
+// after which nothing was published.
+func TestReaderFromATimeBeyondTheEnd(t *testing.T) {
+	world(t, 1, func(t *testing.T, ctx context.Context, cluster *faketest.Cluster) {
+		c := connect(t, ctx, cluster)
+		defer closing(t, ctx, c)
+		publish(t, ctx, c, cluster, "t", 0, 30)
+		later := time.Now().Add(time.Hour)
+		atEnd := func(what string, r *client.Reader) {
+			t.Helper()
+			short, cancel := context.WithTimeout(ctx, time.Minute)
+			defer cancel()
+			if m, err := r.Receive(short); !errors.Is(err, client.ErrEnd) {
+				t.Errorf("%s: %v, %v", what, m, err)
+			}
+		}
+		atEnd("from there", must[*client.Reader](t)(c.Reader(ctx, "t", client.ReadFrom(client.Since(later)), client.ReadToEnd())))
+		r := must[*client.Reader](t)(c.Reader(ctx, "t", client.ReadToEnd()))
+		receive(t, ctx, r, 0)
+		if err := r.Seek(ctx, client.Since(later)); err != nil {
+			t.Fatal(err)
+		}
+		atEnd("sought", r)
+		if err := r.Seek(ctx, client.Since(time.Time{})); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 30 {
+			receive(t, ctx, r, i)
+		}
+		atEnd("after all", r)
+	})
+}

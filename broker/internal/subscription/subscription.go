@@ -156,6 +156,13 @@ func (c chain) Entries(from, to position.Position) int64 { return c.ledger.Betwe
 // Name is the name people gave it.
 func (s *Subscription) Name() string { return s.saved.Name }
 
+// MarkDelete is the position up to which all is acknowledged.
+func (s *Subscription) MarkDelete() position.Position {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.saved.Cursor.MarkDelete()
+}
+
 // ID is unique in the topic.
 func (s *Subscription) ID() uint64 { return s.saved.ID }
 

@@ -350,6 +350,14 @@ func (t *Topic) SeekIn(ctx context.Context, s *subscription.Subscription, to sub
 	}
 }
 
+// After is where the first entry behind p stands, or will stand.
+func (t *Topic) After(p position.Position) position.Position {
+	if next, err := t.ledger.Next(p); err == nil {
+		return next
+	}
+	return p.Next()
+}
+
 // closeSubscriptions makes what was acknowledged durable, as far as ctx allows,
 // closes all subscriptions and returns the topic's state.
 func (t *Topic) closeSubscriptions(ctx context.Context, reason error) []byte {

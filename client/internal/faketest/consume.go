@@ -122,11 +122,13 @@ func (m *messaging) consumeLocked(r *brokerv1.ConsumeRequest, mine map[uint64]*c
 		k := r.GetSeek()
 		if c := mine[k.GetConsumerId()]; c != nil {
 			c.s.seekLocked(k.GetTo())
+			start := c.s.t.id(c.s.next)
 			early := m.node.cluster.rng.IntN(2) == 0 // what is delivered from there may overtake the answer
 			if early {
 				c.s.dispatchLocked()
 			}
-			c.done(k.GetRequestId(), brokerv1.Code_CODE_UNSPECIFIED)
+			c.out.put(brokerv1.ConsumeResponse_builder{Done: brokerv1.Done_builder{ConsumerId: &c.id, RequestId: new(k.GetRequestId()),
+				Code: new(brokerv1.Code_CODE_UNSPECIFIED), StartMessageId: start}.Build()}.Build())
 			c.s.dispatchLocked()
 		}
 	case brokerv1.ConsumeRequest_Unsubscribe_case:
@@ -196,7 +198,7 @@ func (m *messaging) subscribeLocked(r *brokerv1.Subscribe, out *outbox[*brokerv1
 	if n := len(t.log); n > 0 {
 		last = brokerv1.MessageId_builder{Ledger: &t.log[n-1].ledger, Entry: &t.log[n-1].entry, Partition: &t.partition}.Build()
 	}
-	out.put(brokerv1.ConsumeResponse_builder{Subscribed: brokerv1.Subscribed_builder{ConsumerId: &c.id, LastMessageId: last, Created: &created, WindowBytes: new(uint64(c.window))}.Build()}.Build())
+	out.put(brokerv1.ConsumeResponse_builder{Subscribed: brokerv1.Subscribed_builder{ConsumerId: &c.id, LastMessageId: last, StartMessageId: t.id(s.next), Created: &created, WindowBytes: new(uint64(c.window))}.Build()}.Build())
 	return c
 }
 
@@ -239,6 +241,15 @@ func (s *subscription) rewindLocked() {
 func (t *topic) find(ledger, entry int64) (i int, ok bool) {
 	i = int((ledger-1)*perLedger + entry)
 	return i, ledger > 0 && entry >= 0 && entry < perLedger && i < len(t.log)
+}
+
+// id names entry i of the log, also the one to come; -1:-1 when there never was one.
+func (t *topic) id(i int) *brokerv1.MessageId {
+	ledger, entry := int64(i)/perLedger+1, int64(i)%perLedger
+	if len(t.log) == 0 {
+		ledger, entry = -1, -1
+	}
+	return brokerv1.MessageId_builder{Ledger: &ledger, Entry: &entry, Partition: &t.partition}.Build()
 }
 
 // seek returns the first entry of the log to be delivered.

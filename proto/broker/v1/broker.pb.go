@@ -4633,15 +4633,16 @@ func (*consumeResponse_Closed) isConsumeResponse_Event() {}
 func (*consumeResponse_Active) isConsumeResponse_Event() {}
 
 type Subscribed struct {
-	state                    protoimpl.MessageState `protogen:"opaque.v1"`
-	xxx_hidden_ConsumerId    uint64                 `protobuf:"varint,1,opt,name=consumer_id,json=consumerId"`
-	xxx_hidden_LastMessageId *MessageId             `protobuf:"bytes,2,opt,name=last_message_id,json=lastMessageId"`
-	xxx_hidden_WindowBytes   uint64                 `protobuf:"varint,3,opt,name=window_bytes,json=windowBytes"`
-	xxx_hidden_Created       bool                   `protobuf:"varint,4,opt,name=created"`
-	XXX_raceDetectHookData   protoimpl.RaceDetectHookData
-	XXX_presence             [1]uint32
-	unknownFields            protoimpl.UnknownFields
-	sizeCache                protoimpl.SizeCache
+	state                     protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_ConsumerId     uint64                 `protobuf:"varint,1,opt,name=consumer_id,json=consumerId"`
+	xxx_hidden_LastMessageId  *MessageId             `protobuf:"bytes,2,opt,name=last_message_id,json=lastMessageId"`
+	xxx_hidden_WindowBytes    uint64                 `protobuf:"varint,3,opt,name=window_bytes,json=windowBytes"`
+	xxx_hidden_Created        bool                   `protobuf:"varint,4,opt,name=created"`
+	xxx_hidden_StartMessageId *MessageId             `protobuf:"bytes,5,opt,name=start_message_id,json=startMessageId"`
+	XXX_raceDetectHookData    protoimpl.RaceDetectHookData
+	XXX_presence              [1]uint32
+	unknownFields             protoimpl.UnknownFields
+	sizeCache                 protoimpl.SizeCache
 }
 
 func (x *Subscribed) Reset() {
@@ -4697,9 +4698,16 @@ func (x *Subscribed) GetCreated() bool {
 	return false
 }
 
+func (x *Subscribed) GetStartMessageId() *MessageId {
+	if x != nil {
+		return x.xxx_hidden_StartMessageId
+	}
+	return nil
+}
+
 func (x *Subscribed) SetConsumerId(v uint64) {
 	x.xxx_hidden_ConsumerId = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 4)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 5)
 }
 
 func (x *Subscribed) SetLastMessageId(v *MessageId) {
@@ -4708,12 +4716,16 @@ func (x *Subscribed) SetLastMessageId(v *MessageId) {
 
 func (x *Subscribed) SetWindowBytes(v uint64) {
 	x.xxx_hidden_WindowBytes = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 4)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 5)
 }
 
 func (x *Subscribed) SetCreated(v bool) {
 	x.xxx_hidden_Created = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 4)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 5)
+}
+
+func (x *Subscribed) SetStartMessageId(v *MessageId) {
+	x.xxx_hidden_StartMessageId = v
 }
 
 func (x *Subscribed) HasConsumerId() bool {
@@ -4744,6 +4756,13 @@ func (x *Subscribed) HasCreated() bool {
 	return protoimpl.X.Present(&(x.XXX_presence[0]), 3)
 }
 
+func (x *Subscribed) HasStartMessageId() bool {
+	if x == nil {
+		return false
+	}
+	return x.xxx_hidden_StartMessageId != nil
+}
+
 func (x *Subscribed) ClearConsumerId() {
 	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 0)
 	x.xxx_hidden_ConsumerId = 0
@@ -4763,6 +4782,10 @@ func (x *Subscribed) ClearCreated() {
 	x.xxx_hidden_Created = false
 }
 
+func (x *Subscribed) ClearStartMessageId() {
+	x.xxx_hidden_StartMessageId = nil
+}
+
 type Subscribed_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
@@ -4770,6 +4793,9 @@ type Subscribed_builder struct {
 	LastMessageId *MessageId
 	WindowBytes   *uint64
 	Created       *bool
+	// First entry that is not acknowledged, from which a reader is served; where none
+	// stands there yet, the next will, or behind it. Entry -1: the topic never had one.
+	StartMessageId *MessageId
 }
 
 func (b0 Subscribed_builder) Build() *Subscribed {
@@ -4777,18 +4803,19 @@ func (b0 Subscribed_builder) Build() *Subscribed {
 	b, x := &b0, m0
 	_, _ = b, x
 	if b.ConsumerId != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 4)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 5)
 		x.xxx_hidden_ConsumerId = *b.ConsumerId
 	}
 	x.xxx_hidden_LastMessageId = b.LastMessageId
 	if b.WindowBytes != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 4)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 5)
 		x.xxx_hidden_WindowBytes = *b.WindowBytes
 	}
 	if b.Created != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 4)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 5)
 		x.xxx_hidden_Created = *b.Created
 	}
+	x.xxx_hidden_StartMessageId = b.StartMessageId
 	return m0
 }
 
@@ -5094,15 +5121,16 @@ func (b0 DeliveredEntry_builder) Build() *DeliveredEntry {
 
 // Done answers a request that carried a request_id.
 type Done struct {
-	state                  protoimpl.MessageState `protogen:"opaque.v1"`
-	xxx_hidden_ConsumerId  uint64                 `protobuf:"varint,1,opt,name=consumer_id,json=consumerId"`
-	xxx_hidden_RequestId   uint64                 `protobuf:"varint,2,opt,name=request_id,json=requestId"`
-	xxx_hidden_Code        Code                   `protobuf:"varint,3,opt,name=code,enum=magnetar.broker.v1.Code"`
-	xxx_hidden_Message     *string                `protobuf:"bytes,4,opt,name=message"`
-	XXX_raceDetectHookData protoimpl.RaceDetectHookData
-	XXX_presence           [1]uint32
-	unknownFields          protoimpl.UnknownFields
-	sizeCache              protoimpl.SizeCache
+	state                     protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_ConsumerId     uint64                 `protobuf:"varint,1,opt,name=consumer_id,json=consumerId"`
+	xxx_hidden_RequestId      uint64                 `protobuf:"varint,2,opt,name=request_id,json=requestId"`
+	xxx_hidden_Code           Code                   `protobuf:"varint,3,opt,name=code,enum=magnetar.broker.v1.Code"`
+	xxx_hidden_Message        *string                `protobuf:"bytes,4,opt,name=message"`
+	xxx_hidden_StartMessageId *MessageId             `protobuf:"bytes,5,opt,name=start_message_id,json=startMessageId"`
+	XXX_raceDetectHookData    protoimpl.RaceDetectHookData
+	XXX_presence              [1]uint32
+	unknownFields             protoimpl.UnknownFields
+	sizeCache                 protoimpl.SizeCache
 }
 
 func (x *Done) Reset() {
@@ -5163,24 +5191,35 @@ func (x *Done) GetMessage() string {
 	return ""
 }
 
+func (x *Done) GetStartMessageId() *MessageId {
+	if x != nil {
+		return x.xxx_hidden_StartMessageId
+	}
+	return nil
+}
+
 func (x *Done) SetConsumerId(v uint64) {
 	x.xxx_hidden_ConsumerId = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 4)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 5)
 }
 
 func (x *Done) SetRequestId(v uint64) {
 	x.xxx_hidden_RequestId = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 4)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 5)
 }
 
 func (x *Done) SetCode(v Code) {
 	x.xxx_hidden_Code = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 4)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 5)
 }
 
 func (x *Done) SetMessage(v string) {
 	x.xxx_hidden_Message = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 4)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 5)
+}
+
+func (x *Done) SetStartMessageId(v *MessageId) {
+	x.xxx_hidden_StartMessageId = v
 }
 
 func (x *Done) HasConsumerId() bool {
@@ -5211,6 +5250,13 @@ func (x *Done) HasMessage() bool {
 	return protoimpl.X.Present(&(x.XXX_presence[0]), 3)
 }
 
+func (x *Done) HasStartMessageId() bool {
+	if x == nil {
+		return false
+	}
+	return x.xxx_hidden_StartMessageId != nil
+}
+
 func (x *Done) ClearConsumerId() {
 	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 0)
 	x.xxx_hidden_ConsumerId = 0
@@ -5231,13 +5277,18 @@ func (x *Done) ClearMessage() {
 	x.xxx_hidden_Message = nil
 }
 
+func (x *Done) ClearStartMessageId() {
+	x.xxx_hidden_StartMessageId = nil
+}
+
 type Done_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
-	ConsumerId *uint64
-	RequestId  *uint64
-	Code       *Code
-	Message    *string
+	ConsumerId     *uint64
+	RequestId      *uint64
+	Code           *Code
+	Message        *string
+	StartMessageId *MessageId
 }
 
 func (b0 Done_builder) Build() *Done {
@@ -5245,21 +5296,22 @@ func (b0 Done_builder) Build() *Done {
 	b, x := &b0, m0
 	_, _ = b, x
 	if b.ConsumerId != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 4)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 5)
 		x.xxx_hidden_ConsumerId = *b.ConsumerId
 	}
 	if b.RequestId != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 4)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 5)
 		x.xxx_hidden_RequestId = *b.RequestId
 	}
 	if b.Code != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 4)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 5)
 		x.xxx_hidden_Code = *b.Code
 	}
 	if b.Message != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 4)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 5)
 		x.xxx_hidden_Message = b.Message
 	}
+	x.xxx_hidden_StartMessageId = b.StartMessageId
 	return m0
 }
 
@@ -5705,14 +5757,15 @@ const file_proto_broker_v1_broker_proto_rawDesc = "" +
 	"\x06closed\x18\x04 \x01(\v2\".magnetar.broker.v1.ConsumerClosedH\x00R\x06closed\x12;\n" +
 	"\x06active\x18\x05 \x01(\v2!.magnetar.broker.v1.ActiveChangedH\x00R\x06active\x12\x18\n" +
 	"\apayload\x18\x0f \x01(\fR\apayloadB\a\n" +
-	"\x05event\"\xb1\x01\n" +
+	"\x05event\"\xfa\x01\n" +
 	"\n" +
 	"Subscribed\x12\x1f\n" +
 	"\vconsumer_id\x18\x01 \x01(\x04R\n" +
 	"consumerId\x12E\n" +
 	"\x0flast_message_id\x18\x02 \x01(\v2\x1d.magnetar.broker.v1.MessageIdR\rlastMessageId\x12!\n" +
 	"\fwindow_bytes\x18\x03 \x01(\x04R\vwindowBytes\x12\x18\n" +
-	"\acreated\x18\x04 \x01(\bR\acreated\"\x7f\n" +
+	"\acreated\x18\x04 \x01(\bR\acreated\x12G\n" +
+	"\x10start_message_id\x18\x05 \x01(\v2\x1d.magnetar.broker.v1.MessageIdR\x0estartMessageId\"\x7f\n" +
 	"\bDelivery\x12\x1f\n" +
 	"\vconsumer_id\x18\x01 \x01(\x04R\n" +
 	"consumerId\x12<\n" +
@@ -5723,14 +5776,15 @@ const file_proto_broker_v1_broker_proto_rawDesc = "" +
 	"\x05entry\x18\x02 \x01(\x03R\x05entry\x12)\n" +
 	"\x10redelivery_count\x18\x03 \x01(\rR\x0fredeliveryCount\x12\x17\n" +
 	"\aack_set\x18\x04 \x03(\x06R\x06ackSet\x12\x16\n" +
-	"\x06length\x18\x05 \x01(\rR\x06length\"\x8e\x01\n" +
+	"\x06length\x18\x05 \x01(\rR\x06length\"\xd7\x01\n" +
 	"\x04Done\x12\x1f\n" +
 	"\vconsumer_id\x18\x01 \x01(\x04R\n" +
 	"consumerId\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x02 \x01(\x04R\trequestId\x12,\n" +
 	"\x04code\x18\x03 \x01(\x0e2\x18.magnetar.broker.v1.CodeR\x04code\x12\x18\n" +
-	"\amessage\x18\x04 \x01(\tR\amessage\"\x94\x01\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\x12G\n" +
+	"\x10start_message_id\x18\x05 \x01(\v2\x1d.magnetar.broker.v1.MessageIdR\x0estartMessageId\"\x94\x01\n" +
 	"\x0eConsumerClosed\x12\x1f\n" +
 	"\vconsumer_id\x18\x01 \x01(\x04R\n" +
 	"consumerId\x12,\n" +
@@ -5844,18 +5898,20 @@ var file_proto_broker_v1_broker_proto_depIdxs = []int32{
 	30, // 30: magnetar.broker.v1.ConsumeResponse.closed:type_name -> magnetar.broker.v1.ConsumerClosed
 	31, // 31: magnetar.broker.v1.ConsumeResponse.active:type_name -> magnetar.broker.v1.ActiveChanged
 	2,  // 32: magnetar.broker.v1.Subscribed.last_message_id:type_name -> magnetar.broker.v1.MessageId
-	28, // 33: magnetar.broker.v1.Delivery.entries:type_name -> magnetar.broker.v1.DeliveredEntry
-	0,  // 34: magnetar.broker.v1.Done.code:type_name -> magnetar.broker.v1.Code
-	0,  // 35: magnetar.broker.v1.ConsumerClosed.code:type_name -> magnetar.broker.v1.Code
-	3,  // 36: magnetar.broker.v1.Messaging.Produce:input_type -> magnetar.broker.v1.ProduceRequest
-	15, // 37: magnetar.broker.v1.Messaging.Consume:input_type -> magnetar.broker.v1.ConsumeRequest
-	8,  // 38: magnetar.broker.v1.Messaging.Produce:output_type -> magnetar.broker.v1.ProduceResponse
-	25, // 39: magnetar.broker.v1.Messaging.Consume:output_type -> magnetar.broker.v1.ConsumeResponse
-	38, // [38:40] is the sub-list for method output_type
-	36, // [36:38] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	2,  // 33: magnetar.broker.v1.Subscribed.start_message_id:type_name -> magnetar.broker.v1.MessageId
+	28, // 34: magnetar.broker.v1.Delivery.entries:type_name -> magnetar.broker.v1.DeliveredEntry
+	0,  // 35: magnetar.broker.v1.Done.code:type_name -> magnetar.broker.v1.Code
+	2,  // 36: magnetar.broker.v1.Done.start_message_id:type_name -> magnetar.broker.v1.MessageId
+	0,  // 37: magnetar.broker.v1.ConsumerClosed.code:type_name -> magnetar.broker.v1.Code
+	3,  // 38: magnetar.broker.v1.Messaging.Produce:input_type -> magnetar.broker.v1.ProduceRequest
+	15, // 39: magnetar.broker.v1.Messaging.Consume:input_type -> magnetar.broker.v1.ConsumeRequest
+	8,  // 40: magnetar.broker.v1.Messaging.Produce:output_type -> magnetar.broker.v1.ProduceResponse
+	25, // 41: magnetar.broker.v1.Messaging.Consume:output_type -> magnetar.broker.v1.ConsumeResponse
+	40, // [40:42] is the sub-list for method output_type
+	38, // [38:40] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_proto_broker_v1_broker_proto_init() }
