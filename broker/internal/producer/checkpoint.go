@@ -11,8 +11,12 @@ import (
 	"github.com/magnetar-io/magnetar/broker/internal/position"
 )
 
-// ErrCorrupt reports bytes that are no checkpoint.
-var ErrCorrupt = errors.New("producer: corrupt checkpoint")
+var (
+	// ErrCorrupt reports bytes that are no checkpoint.
+	ErrCorrupt = errors.New("producer: corrupt checkpoint")
+	// ErrVersion reports a checkpoint written by a newer build.
+	ErrVersion = errors.New("producer: unknown version of a checkpoint")
+)
 
 // A checkpoint says what was stored by the producers up to a position; what came
 // after is replayed from the topic's entries. Integers are unsigned varints.
@@ -69,7 +73,7 @@ func cutHead(b []byte) (at position.Position, rest []byte, err error) {
 		return at, nil, fmt.Errorf("%d bytes: %w", len(b), ErrCorrupt)
 	}
 	if b[0] != checkpointVersion {
-		return at, nil, fmt.Errorf("version %d, this build reads %d: %w", b[0], checkpointVersion, ErrCorrupt)
+		return at, nil, fmt.Errorf("version %d, this build reads %d: %w", b[0], checkpointVersion, ErrVersion)
 	}
 	if at, rest, err = position.Cut(b[2:]); err != nil {
 		return at, nil, fmt.Errorf("%w: %w", ErrCorrupt, err)

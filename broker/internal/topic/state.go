@@ -42,7 +42,7 @@ func parseState(b []byte) ([]subscription.Record, error) {
 		return nil, nil
 	}
 	if b[0] != stateVersion {
-		return nil, fmt.Errorf("snapshot of version %d, this build reads %d: %w", b[0], stateVersion, errStateCorrupt)
+		return nil, fmt.Errorf("snapshot of version %d, this build reads %d: %w", b[0], stateVersion, errStateVersion)
 	}
 	var out []subscription.Record
 	for b = b[1:]; len(b) > 0; {

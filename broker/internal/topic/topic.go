@@ -322,5 +322,9 @@ func (t *Topic) relistLocked() {
 	t.listeners.Store(&list)
 }
 
-// errStateCorrupt reports journal state that does not belong to this topic.
-var errStateCorrupt = errors.New("topic: corrupt state in the bundle log")
+var (
+	// errStateCorrupt reports journal state that does not belong to this topic.
+	errStateCorrupt = errors.New("topic: corrupt state in the bundle log")
+	// errStateVersion reports state written by a newer build.
+	errStateVersion = errors.New("topic: unknown version of state in the bundle log")
+)
