@@ -8,6 +8,7 @@
 package history
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -170,7 +171,7 @@ type Verdict struct {
 	Delivered   map[string]int // distinct messages by subscription
 	Lost        int            // acknowledged, never delivered
 	Duplicated  int            // at two positions, or again after its ack was answered
-	Reordered   int            // first deliveries of one producer out of order
+	Reordered   int            // first deliveries of one producer, or positions of a partition, out of order
 	Invented    int            // never published, or another position than acknowledged
 	Undead      int            // refused for good, delivered all the same
 	Redelivered int            // again before its ack was answered: allowed, counted
@@ -218,6 +219,13 @@ func (l *Log) Check(subscriptions []string, ordered []string) *Verdict {
 	return v
 }
 
+// comparePositions compares positions as message ids print, number by number.
+func comparePositions(a, b string) int {
+	return slices.CompareFunc(strings.Split(a, ":"), strings.Split(b, ":"), func(x, y string) int {
+		return cmp.Or(cmp.Compare(len(x), len(y)), cmp.Compare(x, y))
+	})
+}
+
 func (l *Log) checkSubscription(v *Verdict, sub string, inOrder bool, contents map[string]Message) {
 	type stream struct {
 		producer  string
@@ -225,6 +233,7 @@ func (l *Log) checkSubscription(v *Verdict, sub string, inOrder bool, contents m
 	}
 	first := map[Message]string{} // position of the first delivery
 	highest := map[stream]int{}
+	furthest := map[int]string{} // position of the newest first delivery, by partition
 	for _, d := range l.subLocked(sub).deliveries {
 		p, known := l.published[d.message]
 		switch {
@@ -250,10 +259,13 @@ func (l *Log) checkSubscription(v *Verdict, sub string, inOrder bool, contents m
 		default:
 			first[d.message] = d.position
 			s := stream{d.message.Producer, d.partition}
+			at, moved := furthest[d.partition]
 			if n, ok := highest[s]; ok && inOrder && d.message.Number < n {
 				v.note(&v.Reordered, "%s: got %s of partition %d after number %d", sub, d.message, d.partition, n)
+			} else if moved && inOrder && comparePositions(d.position, at) < 0 {
+				v.note(&v.Reordered, "%s: got %s of partition %d at %s after %s", sub, d.message, d.partition, d.position, at)
 			} else {
-				highest[s] = d.message.Number
+				highest[s], furthest[d.partition] = d.message.Number, d.position
 			}
 		}
 	}

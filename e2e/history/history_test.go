@@ -31,6 +31,8 @@ func TestEachAnomalyIsFound(t *testing.T) {
 		{"at two positions", []step{ok(1), got(1), gotAt(1, "2:0")}, Verdict{Duplicated: 1, Invented: 1}},
 		{"again after the ack", []step{ok(1), got(1), ack(1), got(1)}, Verdict{Duplicated: 1}},
 		{"reordered", []step{ok(1), ok(2), got(2), got(1)}, Verdict{Reordered: 1}},
+		{"position goes back", []step{outcome(1, Unknown), outcome(2, Unknown), gotAt(1, "12:0"), gotAt(2, "9:5")}, Verdict{Reordered: 1}},
+		{"position goes back in a batch", []step{outcome(1, Unknown), outcome(2, Unknown), gotAt(1, "9:5:0:10"), gotAt(2, "9:5:0:9")}, Verdict{Reordered: 1}},
 		{"invented", []step{got(1)}, Verdict{Invented: 1}},
 		{"two contents at one position", []step{outcome(1, Unknown), outcome(2, Unknown), gotAt(1, "1:7"), gotAt(2, "1:7")}, Verdict{Invented: 1}},
 		{"moved", []step{ok(1), gotAt(1, "1:9")}, Verdict{Invented: 1}},
