@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -150,6 +151,10 @@ func (q *asker) topicMap(ctx context.Context, topic string) (*discoveryv1.TopicM
 	return m, nil
 }
 
+// namesPerLookup keeps a request within 1 MiB, the most that servers take, however
+// long the names are.
+const namesPerLookup = 1000
+
 // owners finds a topic's partitions and who owns each, waiting while one has no
 // owner just now.
 func (q *asker) owners(ctx context.Context, topic string) ([]partition, error) {
@@ -162,16 +167,20 @@ func (q *asker) owners(ctx context.Context, topic string) ([]partition, error) {
 		names = append(names, p.GetTopic())
 	}
 	for {
-		resp, err := q.discovery.Lookup(ctx, discoveryv1.LookupRequest_builder{Topics: names}.Build())
-		if err != nil {
-			return nil, err
+		var owners []*discoveryv1.Owner
+		for some := range slices.Chunk(names, namesPerLookup) {
+			resp, err := q.discovery.Lookup(ctx, discoveryv1.LookupRequest_builder{Topics: some}.Build())
+			if err != nil {
+				return nil, err
+			}
+			owners = append(owners, resp.GetOwners()...)
 		}
-		if len(resp.GetOwners()) != len(names) {
-			return nil, fmt.Errorf("topic %s: the server answered for %d partitions, want %d", topic, len(resp.GetOwners()), len(names))
+		if len(owners) != len(names) {
+			return nil, fmt.Errorf("topic %s: the server answered for %d partitions, want %d", topic, len(owners), len(names))
 		}
 		out := make([]partition, len(names))
 		missing := ""
-		for i, o := range resp.GetOwners() {
+		for i, o := range owners {
 			out[i] = partition{m.GetPartitions()[i].GetNumber(), names[i], o.GetBroker(), o.GetAddress()}
 			if o.GetBroker() == "" {
 				missing = names[i] + ": " + o.GetError()
