@@ -511,6 +511,32 @@ func TestReadsAreBounded(t *testing.T) {
 	}
 }
 
+// TestHeadsAreReadWithinTheBudget shows that a read of heads counts what it may have to
+// read for them, which is whole entries, and not the little that it gives.
+func TestHeadsAreReadWithinTheBudget(t *testing.T) {
+	n := openNode(t, testOptions(vfs.NewMem()))
+	fill(t, n, 7, 0, 3, 100)
+	release, err := n.reading.acquire(testContext(t), n.reading.limit-n.maxRead()/2, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer cancel()
+	heads := ledger.ReadRequest{Ledger: 7, Last: 3, MaxBytes: 1000, HeadBytes: 10}
+	if _, err := n.Read(ctx, heads); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("read of heads with little of the budget left: %v, want it to wait until its context ends", err)
+	}
+	whole := heads
+	whole.HeadBytes = 0
+	if got := statuses(t, n, whole); got != "FFFF" {
+		t.Errorf("read of as many bytes of whole entries: %s", got)
+	}
+	release()
+	if got := statuses(t, n, heads); got != "FFFF" {
+		t.Errorf("read of heads with the budget back: %s", got)
+	}
+}
+
 // TestRuleB2_DamageIsUnknown shows that an entry whose bytes rotted is answered
 // unknown, and that a log that lost records it cannot name answers unknown for
 // every absence and takes no ordinary adds.

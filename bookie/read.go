@@ -33,7 +33,7 @@ func (n *Node) Read(ctx context.Context, r ledger.ReadRequest) (ledger.ReadReply
 	if r.Ledger < 1 || r.First < 0 || r.First > ledger.MaxEntry || r.Last < r.First || r.FenceTerm < 0 || r.MaxBytes < 0 || r.HeadBytes < 0 {
 		return ledger.ReadReply{}, fmt.Errorf("read entries %d to %d of ledger %d: %w", r.First, r.Last, r.Ledger, wire.ErrInvalid)
 	}
-	if limit := int(min(maxReadBytes, n.reading.limit/2)); r.MaxBytes == 0 || r.MaxBytes > limit {
+	if limit := int(n.maxRead()); r.MaxBytes == 0 || r.MaxBytes > limit {
 		r.MaxBytes = limit
 	}
 	if r.FenceTerm > 0 {
@@ -41,7 +41,11 @@ func (n *Node) Read(ctx context.Context, r ledger.ReadRequest) (ledger.ReadReply
 			return ledger.ReadReply{}, err
 		}
 	}
-	release, err := n.reading.acquire(ctx, int64(r.MaxBytes), r.FenceTerm > 0)
+	takes := int64(r.MaxBytes)
+	if r.HeadBytes > 0 {
+		takes = n.maxRead() // in the cold store entries are read whole for their heads
+	}
+	release, err := n.reading.acquire(ctx, takes, r.FenceTerm > 0)
 	if err != nil {
 		return ledger.ReadReply{}, fmt.Errorf("read ledger %d: wait for other reads: %w", r.Ledger, err)
 	}
@@ -63,6 +67,9 @@ func (n *Node) Read(ctx context.Context, r ledger.ReadRequest) (ledger.ReadReply
 	n.metrics.count(run.entries)
 	return ledger.ReadReply{Entries: run.entries, LAC: record.LAC}, nil
 }
+
+// maxRead bounds what one read takes of the budget, in bytes.
+func (n *Node) maxRead() int64 { return min(maxReadBytes, n.reading.limit/2) }
 
 // readRun gathers the answers of one read.
 type readRun struct {
@@ -143,7 +150,7 @@ func (n *Node) stored(id ledger.ID, first, last ledger.EntryID, maxBytes, headBy
 		return found, err
 	}
 	if headBytes > 0 {
-		maxBytes = maxReadBytes // of what is read; what is given is less
+		maxBytes = int(n.maxRead()) // of what is read; what is given is less
 	}
 	cold, err := n.cold.ReadRun(id, first, last, maxBytes)
 	for _, e := range cold {
