@@ -161,6 +161,13 @@ func readStarts(files vfs.FS, dir string) (starts, error) {
 	return s, err
 }
 
+// CheckStarts says what is wrong with the file of starts in dir, without which a bookie
+// does not start.
+func CheckStarts(files vfs.FS, dir string) error {
+	_, err := readStarts(files, dir)
+	return err
+}
+
 func writeStarts(files vfs.FS, dir string, s starts) error {
 	return writeText(files, dir, startsFile,
 		fmt.Sprintf("%s %d\ncount %d\nregistered %d\n", startsMagic, formatVersion, s.count, s.registered))

@@ -103,6 +103,9 @@ func Dir(files vfs.FS, dir string) (*Report, error) {
 	if err != nil {
 		r.problem("identity", "%v", err)
 	}
+	if err := bookie.CheckStarts(files, dir); err != nil {
+		r.problem("starts", "%v", err)
+	}
 	if err := r.hot(); err != nil {
 		return nil, err
 	}
