@@ -61,6 +61,25 @@ func dispensable(sealed []hotlog.SegmentInfo, hot hotlog.Usage, disk diskState, 
 	return nearly
 }
 
+// rollForIndex ends the segment that is written to when the index of what is in it is
+// over its budget by itself. Data is refused then (M30), so that segment might never be
+// full, and only one that has ended can be given back.
+func (n *Node) rollForIndex() {
+	u := n.hot.Usage()
+	if u.IndexBytes <= u.MaxIndexBytes {
+		return
+	}
+	used := 0
+	for _, s := range n.hot.Segments() {
+		if s.Sealed || s.Records > 0 {
+			used++
+		}
+	}
+	if used == 1 { // else one is sealed, or is about to be
+		n.hot.Roll()
+	}
+}
+
 // copied returns the first segments of which no more than room bytes live
 // together.
 func copied(segments []hotlog.SegmentInfo, room int64) []hotlog.SegmentInfo {

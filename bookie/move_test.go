@@ -3,8 +3,10 @@ package bookie
 import (
 	"context"
 	"errors"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -332,6 +334,72 @@ func TestRuleM30_BackPressureWhenTheLogFills(t *testing.T) {
 	if err := add(t, n, a); err != nil || n.window() != wide {
 		t.Errorf("after the move: %v, window %d, was %d", err, n.window(), wide)
 	}
+}
+
+// TestRuleM30_FullIndexEndsItsSegment shows that the memory of the log's index bounds
+// it as its disk does: many small ledgers use it up long before the first segment is
+// full, and the log goes on, for what is in that segment moves away.
+func TestRuleM30_FullIndexEndsItsSegment(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := testOptions(vfs.NewFaults(vfs.NewMem(), func(op vfs.Op) error {
+			if op.Kind == vfs.OpWrite && filepath.Ext(op.Name) == ".log" {
+				time.Sleep(time.Millisecond) // so that groups are large
+			}
+			return nil
+		}))
+		o.SegmentBytes, o.HotBytes = 16<<20, 64<<20
+		n := openNode(t, o)
+		first := n.hot.Segments()[0].ID
+		const ledgers, together = 40_000, 1000
+		for from := ledger.ID(1); from <= ledgers; from += together {
+			var left []ledger.ID
+			for id := from; id < from+together; id++ {
+				left = append(left, id)
+			}
+			for try := 0; len(left) > 0; try++ {
+				if try == 10 {
+					t.Fatalf("%d ledgers from %d on are refused for good: %+v", len(left), left[0], n.hot.Usage())
+				}
+				if try > 0 {
+					settle()
+				}
+				left = addFirst(t, n, left)
+			}
+		}
+		settle()
+		if u := n.hot.Usage(); u.IndexBytes > u.MaxIndexBytes || n.hot.Segments()[0].ID == first {
+			t.Errorf("the log begins at segment %d, began at %d: %+v", n.hot.Segments()[0].ID, first, u)
+		}
+		for id := ledger.ID(1); id <= ledgers; id += 997 {
+			if got := statuses(t, n, ledger.ReadRequest{Ledger: id, First: 0, Last: 1}); got != "FA" {
+				t.Errorf("ledger %d reads %s, want FA", id, got)
+			}
+		}
+	})
+}
+
+// addFirst adds the first entry of each ledger, all at a time, and returns those for
+// which the node was too busy.
+func addFirst(t *testing.T, n *Node, ids []ledger.ID) (busy []ledger.ID) {
+	t.Helper()
+	errs := make([]error, len(ids))
+	var answers sync.WaitGroup
+	answers.Add(len(ids))
+	for i, id := range ids {
+		a := entryOf(id, 0, 20)
+		a.Create = true
+		n.Add(a, func(err error) { errs[i] = err; answers.Done() })
+	}
+	answers.Wait()
+	for i, err := range errs {
+		switch {
+		case errors.Is(err, ledger.ErrTooBusy):
+			busy = append(busy, ids[i])
+		case err != nil:
+			t.Fatalf("add to ledger %d: %v", ids[i], err)
+		}
+	}
+	return busy
 }
 
 // TestMetricsOfTwoNodes shows that nodes of one process share a registry.

@@ -141,7 +141,11 @@ func (n *Node) giveBack(ctx context.Context) (again bool, err error) {
 		return false, err
 	}
 	segments := n.disposable()
-	if len(segments) == 0 || n.upkeep.unreadable.waits() {
+	if len(segments) == 0 {
+		n.rollForIndex()
+		return false, nil
+	}
+	if n.upkeep.unreadable.waits() {
 		return false, nil
 	}
 	return true, n.dispose(ctx, segments)

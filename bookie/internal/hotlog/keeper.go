@@ -266,6 +266,13 @@ func (k *keeper) rotate() (*segmentFile, error) {
 	return k.active, nil
 }
 
+// ready reports whether a segment is the one after the active one, and made.
+func (k *keeper) ready(segment uint32) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.next != nil && k.next.id == segment
+}
+
 // room reports whether a group up to end of segment can be written although the disk is
 // full: that part of the file is there already.
 func (k *keeper) room(segment uint32, end int64) bool {

@@ -251,3 +251,58 @@ func TestOnDisk(t *testing.T) {
 		mustClose(t, l)
 	}
 }
+
+// TestRollEndsASegmentEarly shows that a segment can be ended and recycled long before
+// it is full, that one without records is not, and that a restart, with or without a
+// clean stop, finds what was appended on both sides of it.
+func TestRollEndsASegmentEarly(t *testing.T) {
+	disk := vfs.NewMem()
+	l := mustOpen(t, small(disk))
+	if l.Roll() {
+		t.Error("an empty segment was ended")
+	}
+	first := mustAppend(t, l, entry(1, 0, 0, 100), fence(2, 3))[0].Segment
+	waitFor(t, "the next segment", l.Roll)
+	if l.Roll() {
+		t.Error("a segment was ended before anything was in it")
+	}
+	if s := sealedNow(t, l, 1); s.ID != first || s.Records != 2 {
+		t.Errorf("sealed: %+v, want segment %d with 2 records", s, first)
+	}
+	if p := mustAppend(t, l, entry(1, 1, 0, 100))[0]; p.Segment != first+1 {
+		t.Errorf("the next entry is in segment %d, want %d", p.Segment, first+1)
+	}
+	waitFor(t, "the segment after it", l.Roll)
+	sealedNow(t, l, 2)
+	image := snapshot(disk)
+	if err := l.Recycle(first); err != nil {
+		t.Error(err)
+	}
+	mustClose(t, l)
+	for name, files := range map[string]*vfs.Mem{"clean stop": snapshot(disk), "power cut": image} {
+		l := mustOpen(t, small(files))
+		if len(l.Damages()) > 0 {
+			t.Errorf("%s: damages %+v", name, l.Damages())
+		}
+		mustRead(t, l, 1, 1)
+		if name == "power cut" {
+			mustRead(t, l, 1, 0)
+		}
+		mustClose(t, l)
+	}
+}
+
+// sealedNow waits until so many segments are sealed and returns the last of them.
+func sealedNow(t *testing.T, l *Log, n int) (last SegmentInfo) {
+	t.Helper()
+	waitFor(t, "sealed segments", func() bool {
+		count := 0
+		for _, s := range l.Segments() {
+			if s.Sealed {
+				count, last = count+1, s
+			}
+		}
+		return count == n
+	})
+	return last
+}

@@ -26,7 +26,8 @@ type Log struct {
 	open    *group     // takes more records; nil or the last of queue
 	idle    []*group   // for reuse
 	plan    plan
-	queued  int64 // payload bytes appended and not answered
+	rollTo  uint32 // loop goes on to this segment also when nothing is to be written to it
+	queued  int64  // payload bytes appended and not answered
 	closing bool
 	err     error // sticky: nothing more succeeds
 
@@ -147,15 +148,17 @@ func (l *Log) hintLocked() int {
 func (l *Log) loop() {
 	defer close(l.stopped)
 	for {
-		g, err := l.take()
-		if err == nil && g == nil {
-			err = l.writeEnd()
-			if err == nil {
+		g, roll, err := l.take()
+		switch {
+		case err != nil:
+		case g != nil:
+			err = l.write(g)
+		case roll:
+			err = l.rotate()
+		default:
+			if err = l.writeEnd(); err == nil {
 				return
 			}
-		}
-		if err == nil {
-			err = l.write(g)
 		}
 		if err == nil {
 			err = l.failure() // a failed sync elsewhere counts as well
@@ -165,44 +168,54 @@ func (l *Log) loop() {
 			l.abandon(g)
 			return
 		}
-		l.publish(g)
+		if g != nil {
+			l.publish(g)
+		}
 	}
 }
 
-// take waits for a group and closes it to further records; nil when the log is closing
-// and none is left.
-func (l *Log) take() (*group, error) {
+// take waits for a group and closes it to further records; nil when there is none but
+// the next segment is due, or the log is closing and none is left.
+func (l *Log) take() (g *group, roll bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for len(l.queue) == 0 && !l.closing && l.err == nil {
+	for len(l.queue) == 0 && l.rollTo <= l.active.id && !l.closing && l.err == nil {
 		l.wake.Wait()
 	}
 	if l.err != nil || len(l.queue) == 0 {
-		return nil, l.err
+		return nil, l.rollTo > l.active.id, l.err
 	}
-	g := l.queue[0]
+	g = l.queue[0]
 	l.queue[0] = nil
 	l.queue = l.queue[1:]
 	if g == l.open {
 		l.plan.close(g)
 		l.open = nil
 	}
-	return g, nil
+	return g, false, nil
 }
 
 // write puts g on disk. When it returns nil, g is there for good.
 func (l *Log) write(g *group) error {
 	if g.segment != l.active.id {
-		if err := l.writeEnd(); err != nil {
+		if err := l.rotate(); err != nil {
 			return err
 		}
-		next, err := l.keeper.rotate()
-		if err != nil {
-			return err
-		}
-		l.active = next
 	}
 	return l.writeGroup(g.offset, g.sequence, g.finish())
+}
+
+// rotate ends the active segment and goes on with the next.
+func (l *Log) rotate() error {
+	if err := l.writeEnd(); err != nil {
+		return err
+	}
+	next, err := l.keeper.rotate()
+	if err != nil {
+		return err
+	}
+	l.active = next
+	return nil
 }
 
 // writeEnd ends the active segment, unless it is empty.

@@ -141,6 +141,25 @@ func (x *index) in(segment uint32, id ledger.ID) iter.Seq[*run] {
 	}
 }
 
+// Roll ends the segment that is written to before it is full, so that it is sealed and
+// can be recycled. It reports false, and does nothing, while that one has no record or
+// the one after it is not ready: then another time will do.
+func (l *Log) Roll() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err != nil || l.closing || l.plan.sequence == 0 || !l.keeper.ready(l.plan.segment+1) {
+		return false
+	}
+	if l.open != nil {
+		l.plan.close(l.open)
+		l.open = nil
+	}
+	l.plan.roll()
+	l.rollTo = l.plan.segment
+	l.wake.Signal()
+	return true
+}
+
 // Recycle gives a sealed segment's file back for new segments. The caller has made
 // everything in it durable elsewhere that still counts, entries and ledger records
 // (M27), and finds it there: Lookup loses the segment's entries before this
