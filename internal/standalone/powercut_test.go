@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -106,6 +107,18 @@ func (h *house) cut(image vfs.ImageOptions) {
 type crowd struct {
 	t   *testing.T
 	log *history.Log
+
+	ending   atomic.Bool // the load is over, what is left is on its way
+	patience time.Duration
+	enough   *time.Timer // gives up once nothing has come for patience, from ending on
+}
+
+// heard notes that something came. How long all of it takes says nothing of whether
+// anything is lost: on a busy machine much is left to read at the end.
+func (c *crowd) heard() {
+	if c.ending.Load() {
+		c.enough.Reset(c.patience)
+	}
 }
 
 const crowdTopic = "powercuts"
@@ -129,6 +142,7 @@ func (c *crowd) produce(ctx context.Context, cl *client.Client, name string, sto
 			m := history.Message{Producer: name, Number: number}
 			number++
 			p.Publish(ctx, client.Message{Value: m.Payload(100)}, func(id client.MessageID, err error) {
+				c.heard()
 				switch {
 				case err == nil && id.Known():
 					c.log.Published(m, history.OK, id.String())
@@ -170,6 +184,7 @@ func (c *crowd) consume(ctx context.Context, s *client.Consumer, subscription st
 			c.t.Error(err)
 			return
 		}
+		c.heard()
 		c.log.Delivered(subscription, named, int(m.ID.Partition), m.ID.String())
 		if n%50 != 0 {
 			m.AckAsync()
@@ -192,7 +207,7 @@ func (h *house) connect(ctx context.Context) *client.Client {
 }
 
 // run puts a house under load, cuts its power n times, and judges the history.
-// patience bounds how long the messages may take to come after the last cut.
+// patience bounds how long nothing at all may come after the last cut.
 func (h *house) run(n int, seed uint64, patience time.Duration) *history.Verdict {
 	h.t.Helper()
 	random := rand.New(rand.NewPCG(seed, 0))
@@ -207,7 +222,10 @@ func (h *house) run(n int, seed uint64, patience time.Duration) *history.Verdict
 		}
 	}()
 	cl := h.connect(ctx)
-	load := &crowd{t: h.t, log: history.New()}
+	draining, give := context.WithCancel(ctx)
+	defer give()
+	load := &crowd{t: h.t, log: history.New(), patience: patience, enough: time.AfterFunc(time.Hour, give)}
+	defer load.enough.Stop()
 	// The archive is only read at the end: what it gets then was on disk all along.
 	archive, err := cl.Subscribe(ctx, crowdTopic, "archive", client.From(client.Earliest()))
 	if err != nil {
@@ -222,8 +240,6 @@ func (h *house) run(n int, seed uint64, patience time.Duration) *history.Verdict
 	}
 
 	stop, done := make(chan struct{}), make(chan struct{})
-	draining, give := context.WithCancel(ctx)
-	defer give()
 	var producers, consumers sync.WaitGroup
 	var failed sync.Map
 	for i := range 3 {
@@ -260,8 +276,8 @@ func (h *house) run(n int, seed uint64, patience time.Duration) *history.Verdict
 			h.t.Fatalf("cut %d of seed %d: start again: %v", cut, seed, err)
 		}
 	}
-	enough := time.AfterFunc(patience, give)
-	defer enough.Stop()
+	load.ending.Store(true)
+	load.heard()
 	close(stop)
 	producers.Wait()
 	if h.node != nil {
