@@ -43,6 +43,9 @@ func TestCrashAtEveryKindOfPoint(t *testing.T) {
 	if total < 500 {
 		t.Fatalf("the life has %d changes of the disk only", total)
 	}
+	if rolls, recycled := len(seen["during roll"]), len(seen["during recycling"]); rolls < 3 || recycled < 1 {
+		t.Fatalf("the log of the life rolls %d times and is recycled %d times, want 3 and 1 at least", rolls, recycled)
+	}
 	step := int64(1)
 	if testing.Short() {
 		step = 10
@@ -88,7 +91,7 @@ func TestCrashAtEveryKindOfPoint(t *testing.T) {
 // it is cut.
 var lifeKinds = []string{
 	"hot log write", "hot log sync", "hot log rename", "hot log truncate", "sidecar write", "sidecar sync", "sidecar rename",
-	"cold write", "cold sync", "cold remove", "index write", "index sync", "index rename",
+	"cold write", "cold sync", "cold rename", "cold remove", "index write", "index sync", "index rename",
 	"during roll", "during recycling", "during move", "during compaction", "during tombstone", "during index flush", "during idle fence",
 	"during checkpoint", "during replay", "during format", "during start", "during clean stop", "during end of compaction",
 }
