@@ -185,6 +185,52 @@ func TestTransitions(t *testing.T) {
 	}
 }
 
+// TestRuleE8_OldFragmentsKeepTheirBounds shows that, whoever writes a record and in
+// whatever state it is, where its fragments start neither moves nor goes away, and that
+// only the writer adds one, and recovery as it closes.
+func TestRuleE8_OldFragmentsKeepTheirBounds(t *testing.T) {
+	for _, from := range []Metadata{
+		{State: Open, Term: 1, LastEntry: NoEntry}, {State: InRecovery, Term: 2, LastEntry: NoEntry},
+		{State: Closed, Term: 2, LastEntry: 20, Length: 200},
+	} {
+		for _, to := range []State{Open, InRecovery, Closed} {
+			for _, added := range []int{-1, 0, 1, 2} {
+				for _, moved := range []int{-1, 0, 1} { // the fragment whose start moves; -1: none
+					old := sample()
+					old.State, old.Term, old.LastEntry, old.Length = from.State, from.Term, from.LastEntry, from.Length
+					next := old.Clone()
+					if next.State = to; to == InRecovery && from.State == Open {
+						next.Term++
+					}
+					if to == Closed && from.State != Closed {
+						next.LastEntry, next.Length = 20, 200
+					}
+					if moved >= 0 {
+						next.Fragments[moved].First++
+					}
+					for n := range added {
+						next.Fragments = append(next.Fragments, Fragment{First: EntryID(15 + n), Ensemble: next.Last().Ensemble})
+					}
+					if added < 0 {
+						next.Fragments = next.Fragments[:len(next.Fragments)-1]
+					}
+					legal := to >= from.State && added >= 0 && moved < 0
+					switch {
+					case from.State == Open && to == Open:
+						legal = legal && added <= 1
+					case from.State == InRecovery && to == Closed:
+					default:
+						legal = legal && added == 0
+					}
+					if err := CheckTransition(&old, &next); (err == nil) != legal {
+						t.Errorf("%v to %v, %d fragments added, start of %d moved: legal %v, got %v", from.State, to, added, moved, legal, err)
+					}
+				}
+			}
+		}
+	}
+}
+
 // TestRuleM12_VacantSlotsCover shows by enumeration that whoever satisfies
 // Covered has heard one bookie of every possible ack quorum, vacant slots or
 // not, and that with one bookie fewer some ack quorum escapes.

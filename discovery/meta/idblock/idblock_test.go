@@ -63,6 +63,31 @@ func TestRuleM2_AnIdNotAboveTheChainIsRedrawn(t *testing.T) {
 	}
 }
 
+// TestRuleC5_IdsAreNeverUsedAgain shows that processes that come and go, each of which
+// uses little of the block it took, are never given an id that was given out before,
+// and that the counter has moved on before the first id of a block is used.
+func TestRuleC5_IdsAreNeverUsedAgain(t *testing.T) {
+	store := meta.NewMem()
+	given := make(map[uint64]bool)
+	for process := range 5 {
+		a := New(store, keys)
+		for range 3 {
+			id := next(t, a, 0)
+			if given[id] {
+				t.Fatalf("process %d was given id %d, which was given out before", process, id)
+			}
+			given[id] = true
+			kv, err := store.Get(t.Context(), keys.IDs())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if free, err := decode(kv.Value); err != nil || free <= id {
+				t.Fatalf("id %d is in use while the counter stands at %d, %v", id, free, err)
+			}
+		}
+	}
+}
+
 // Many allocators under lost answers, late arrivals and discards never give an
 // id twice, and each gives rising ids.
 func TestNoIdTwice(t *testing.T) {
