@@ -97,23 +97,30 @@ func (t *Table) DeletedCount() uint64 {
 	return t.deleted.count
 }
 
-// List returns up to limit ids above after, in order, and whether there are more.
+// List returns up to limit ids above after, in order, and whether there are more. It
+// looks at every ledger, and holds no more than two pages of them.
 func (t *Table) List(after ledger.ID, limit int) (ids []ledger.ID, more bool) {
+	keep := func() {
+		slices.Sort(ids)
+		if len(ids) > limit {
+			ids, more = ids[:limit], true
+		}
+	}
 	for i := range t.shards {
 		s := &t.shards[i]
 		s.mu.Lock()
 		for id := range s.ledgers {
-			if id > after {
-				ids = append(ids, id)
+			if id <= after || more && id > ids[limit-1] { // the first limit are a page already
+				continue
+			}
+			if ids = append(ids, id); len(ids) >= 2*limit {
+				keep()
 			}
 		}
 		s.mu.Unlock()
 	}
-	slices.Sort(ids)
-	if len(ids) > limit {
-		return ids[:limit:limit], true
-	}
-	return ids, false
+	keep()
+	return ids, more
 }
 
 // MergeRecord adds what a copy of ledger id's record says: one read from the

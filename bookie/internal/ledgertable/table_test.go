@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"testing"
 
@@ -418,4 +419,39 @@ func FuzzDecodeChunk(f *testing.F) {
 			t.Fatalf("chunk %d came back different: %v", key, err)
 		}
 	})
+}
+
+// TestListHoldsOnePage shows that a page of the list of ledgers takes memory by its own
+// size and not by the number of ledgers, and that pages put together are all of them.
+func TestListHoldsOnePage(t *testing.T) {
+	const ledgers, page = 20_000, 100
+	var table Table
+	for i := range ledgers {
+		g := table.Lock(ledger.ID(1 + i*7919%ledgers)) // in no order
+		g.Added(&ledger.Envelope{Ledger: g.id})
+		g.Unlock()
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	ids, more := table.List(5, page)
+	runtime.ReadMemStats(&after)
+	if len(ids) != page || !more || ids[0] != 6 || ids[page-1] != 5+page {
+		t.Errorf("%d ids from %d on, more: %v", len(ids), ids[0], more)
+	}
+	if bytes := after.TotalAlloc - before.TotalAlloc; bytes > 64<<10 {
+		t.Errorf("a page of %d ids took %d bytes", page, bytes)
+	}
+	next := ledger.ID(1)
+	for after, more := ledger.ID(0), true; more; {
+		ids, more = table.List(after, 3333)
+		for _, id := range ids {
+			if id != next {
+				t.Fatalf("ledger %d is listed, want %d", id, next)
+			}
+			after, next = id, next+1
+		}
+	}
+	if next != ledgers+1 {
+		t.Errorf("the list ends before %d", next)
+	}
 }
