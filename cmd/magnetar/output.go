@@ -77,6 +77,15 @@ func printOne[T any](a *app, one T, fields []column[T]) error {
 	return &coded{exitUsage, fmt.Errorf("--output %q: want table, json, jsonl or yaml", a.format)}
 }
 
+// did says on stderr what a command changed that has no data to print, unless err
+// says that it did not; it returns err.
+func (a *app) did(err error, format string, args ...any) error {
+	if err == nil {
+		fmt.Fprintf(a.err, format+"\n", args...)
+	}
+	return err
+}
+
 // fields are the columns of a list as printOne heads them.
 func fields[T any](columns []column[T]) []column[T] {
 	out := make([]column[T], len(columns))

@@ -24,7 +24,7 @@ func (a *app) tenantCommand() *cobra.Command {
 			RunE: func(c *cobra.Command, args []string) error {
 				return a.ask(c.Context(), func(ctx context.Context, q *asker) error {
 					_, err := q.admin.CreateTenant(ctx, adminv1.CreateTenantRequest_builder{Tenant: new(args[0])}.Build())
-					return err
+					return a.did(err, "created tenant %s", args[0])
 				})
 			},
 		},
@@ -64,7 +64,7 @@ func (a *app) tenantCommand() *cobra.Command {
 			RunE: func(c *cobra.Command, args []string) error {
 				return a.ask(c.Context(), func(ctx context.Context, q *asker) error {
 					_, err := q.admin.DeleteTenant(ctx, adminv1.DeleteTenantRequest_builder{Tenant: new(args[0])}.Build())
-					return err
+					return a.did(err, "deleted tenant %s", args[0])
 				})
 			},
 		},
@@ -109,7 +109,7 @@ func (a *app) namespaceCommand() *cobra.Command {
 					RetentionBytes: new(int64(size)), Bundles: bundles,
 				}.Build(),
 			}.Build())
-			return err
+			return a.did(err, "created namespace %s", args[0])
 		})
 	}
 	list := &cobra.Command{Use: "list [TENANT]", Short: "List the namespaces", Args: cobra.MaximumNArgs(1)}
@@ -157,7 +157,7 @@ func (a *app) namespaceCommand() *cobra.Command {
 	remove.RunE = func(c *cobra.Command, args []string) error {
 		return a.ask(c.Context(), func(ctx context.Context, q *asker) error {
 			_, err := q.admin.DeleteNamespace(ctx, adminv1.DeleteNamespaceRequest_builder{Namespace: new(args[0])}.Build())
-			return err
+			return a.did(err, "deleted namespace %s", args[0])
 		})
 	}
 	cmd.AddCommand(create, list, describe, remove)

@@ -22,10 +22,7 @@ func (a *app) topicCreate() *cobra.Command {
 	cmd.RunE = func(c *cobra.Command, args []string) error {
 		return a.ask(c.Context(), func(ctx context.Context, q *asker) error {
 			resp, err := q.admin.CreateTopic(ctx, adminv1.CreateTopicRequest_builder{Topic: new(args[0]), Partitions: partitions}.Build())
-			if err == nil {
-				fmt.Fprintln(a.err, "created", resp.GetTopic())
-			}
-			return err
+			return a.did(err, "created %s", resp.GetTopic())
 		})
 	}
 	return cmd
@@ -98,7 +95,7 @@ func (a *app) topicDelete() *cobra.Command {
 	cmd.RunE = func(c *cobra.Command, args []string) error {
 		return a.ask(c.Context(), func(ctx context.Context, q *asker) error {
 			_, err := q.admin.DeleteTopic(ctx, adminv1.DeleteTopicRequest_builder{Topic: new(args[0])}.Build())
-			return err
+			return a.did(err, "deleted topic %s", args[0])
 		})
 	}
 	return cmd
@@ -313,11 +310,12 @@ func (a *app) subscriptionCommand() *cobra.Command {
 			if _, err := collect(ctx, q, args[0], args[1]); err != nil {
 				return err
 			}
-			return q.eachPartition(ctx, args[0], func(ctx context.Context, p partition, admin adminv1.TopicAdminClient) error {
+			err := q.eachPartition(ctx, args[0], func(ctx context.Context, p partition, admin adminv1.TopicAdminClient) error {
 				_, err := admin.DeleteSubscription(ctx, adminv1.DeleteSubscriptionRequest_builder{
 					Topic: &p.Topic, Subscription: &args[1], Force: force}.Build())
 				return err
 			})
+			return a.did(err, "deleted subscription %s of %s", args[1], args[0])
 		})
 	}
 	cmd.AddCommand(list, describe, remove, a.subscriptionSeek())
