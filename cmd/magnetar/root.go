@@ -28,7 +28,7 @@ type app struct {
 func run(ctx context.Context, args []string, in io.Reader, out, errs io.Writer) int {
 	a := &app{in: in, out: out, err: errs}
 	root := a.root()
-	root.SetArgs(args)
+	root.SetArgs(agePlace(root, args))
 	root.SetIn(in)
 	root.SetOut(out)
 	root.SetErr(errs)
