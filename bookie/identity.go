@@ -19,6 +19,9 @@ var (
 	// ErrForeign reports a directory that belongs to another bookie or cluster, or
 	// holds something else.
 	ErrForeign = errors.New("bookie: data directory is not this bookie's")
+	// ErrDataDir reports a directory that cannot be made or written. Nothing was
+	// changed.
+	ErrDataDir = errors.New("bookie: data directory cannot be used")
 	// ErrNewer reports a directory written by a newer build.
 	ErrNewer = errors.New("bookie: data directory was written by a newer version")
 	// ErrLocked reports a directory that another process has open.

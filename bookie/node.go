@@ -59,7 +59,7 @@ type registry struct {
 
 // Open opens the node's directory, formats it if it is empty, and reads back what
 // was stored. An error says what is wrong, where, and what to do: ErrLocked,
-// ErrForeign, ErrNewer, ledger.ErrCorrupt.
+// ErrDataDir, ErrForeign, ErrNewer, ledger.ErrCorrupt.
 func Open(opts Options) (*Node, error) {
 	if err := opts.Validate(); err != nil {
 		return nil, err
@@ -70,14 +70,14 @@ func Open(opts Options) (*Node, error) {
 	}
 	n := &Node{opts: opts, log: opts.Log.Named("bookie").With("bookie", opts.ID)}
 	if err := vfs.MkdirAllSync(opts.FS, opts.Dir); err != nil {
-		return nil, fmt.Errorf("make data directory %s: %w", opts.Dir, err)
+		return nil, fmt.Errorf("%w: make %s: %w; pass another with --data-dir", ErrDataDir, opts.Dir, err)
 	}
 	lock, err := opts.FS.Lock(filepath.Join(opts.Dir, lockFile))
 	if errors.Is(err, vfs.ErrLocked) {
 		return nil, fmt.Errorf("%w: another process has %s open; stop it, or name another directory: %w", ErrLocked, opts.Dir, err)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("lock data directory %s: %w", opts.Dir, err)
+		return nil, fmt.Errorf("%w: lock %s: %w; check its owner and mode, or pass another with --data-dir", ErrDataDir, opts.Dir, err)
 	}
 	n.lock = lock
 	if err := n.open(); err != nil {

@@ -13,6 +13,8 @@ import (
 	"github.com/magnetar-io/magnetar/bookie"
 	"github.com/magnetar-io/magnetar/client"
 	"github.com/magnetar-io/magnetar/discovery/meta"
+	"github.com/magnetar-io/magnetar/discovery/metaserver"
+	"github.com/magnetar-io/magnetar/internal/standalone"
 	"github.com/magnetar-io/magnetar/internal/vfs"
 )
 
@@ -95,6 +97,9 @@ var errorCodes = []struct {
 	{client.ErrQuota, exitRefused},
 	{client.ErrUnsupported, exitRefused},
 	{vfs.ErrLocked, exitRefused},
+	{standalone.ErrDataDir, exitRefused},
+	{metaserver.ErrDataDir, exitRefused},
+	{bookie.ErrDataDir, exitRefused},
 	{bookie.ErrLocked, exitRefused},
 	{bookie.ErrNewer, exitRefused},
 	{bookie.ErrForeign, exitRefused},

@@ -154,6 +154,10 @@ func (s *settings) load(c *cobra.Command) error {
 	if hclog.LevelFromString(s.logLevel) == hclog.NoLevel {
 		return usagef(c, "--log-level %q: want trace, debug, info, warn or error", s.logLevel)
 	}
+	// An empty path would mean the working directory, which nobody asks for so.
+	if c.Flags().Lookup("data-dir") != nil && s.dataDir == "" {
+		return usagef(c, "--data-dir is empty; name the folder for the data")
+	}
 	for flag, port := range map[string]int{"grpc-port": s.grpcPort, "http-port": s.httpPort, "debug-port": s.debugPort} {
 		if port < 0 || port > 65535 {
 			return usagef(c, "--%s %d: want 0 to 65535", flag, port)

@@ -60,7 +60,7 @@ func Start(o Options) (*Server, error) {
 		return nil, fmt.Errorf("%w: %s is in use by another process; stop that one, or pass another with --data-dir: %w", ErrDataDir, o.Dir, err)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", ErrDataDir, o.Dir, err)
+		return nil, fmt.Errorf("%w: lock %s: %w; check its owner and mode, or pass another with --data-dir", ErrDataDir, o.Dir, err)
 	}
 	s := &Server{log: log, lock: lock, ready: make(chan struct{}), stopped: make(chan struct{})}
 	cfg, quiet := o.config(log)

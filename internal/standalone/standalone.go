@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"path/filepath"
 	"time"
@@ -162,21 +161,23 @@ func (n *Node) start(ctx context.Context) error {
 	return nil
 }
 
+// ErrDataDir reports a data directory that cannot be made or written. Nothing was
+// changed.
+var ErrDataDir = errors.New("data directory cannot be used")
+
 // openDir makes and locks the data directory. Its name is on disk before anything
 // is stored under it: else a power cut takes all of it, whatever was synced inside.
 func (n *Node) openDir() error {
 	dir := n.opts.DataDir
 	if err := vfs.MkdirAllSync(n.opts.FS, dir); err != nil {
-		return fmt.Errorf("data directory %s cannot be made; pass another with --data-dir: %w", dir, err)
+		return fmt.Errorf("%w: make %s: %w; pass another with --data-dir", ErrDataDir, dir, err)
 	}
 	lock, err := n.opts.FS.Lock(filepath.Join(dir, "LOCK"))
 	switch {
 	case errors.Is(err, vfs.ErrLocked):
 		return fmt.Errorf("data directory %s is in use by another process; stop that one, or pass another with --data-dir: %w", dir, err)
-	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("data directory %s cannot be written; check its owner and mode, or pass another with --data-dir: %w", dir, err)
 	case err != nil:
-		return fmt.Errorf("data directory %s: %w", dir, err)
+		return fmt.Errorf("%w: lock %s: %w; check its owner and mode, or pass another with --data-dir", ErrDataDir, dir, err)
 	}
 	n.lock = lock
 	return nil
