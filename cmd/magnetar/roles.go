@@ -35,6 +35,7 @@ type member struct {
 	l       listeners
 	servers *process.Servers
 	store   meta.Store
+	unwatch func() // ends the watch over the store's answers
 	address string
 }
 
@@ -68,7 +69,7 @@ func (a *app) startMember(ctx context.Context, role string, s *settings, profile
 		m.store, err = meta.DialEtcd(trying, meta.EtcdOptions{Endpoints: s.metadata, Log: m.log})
 		cancel()
 		if err == nil {
-			m.servers.Health.Set("metadata", "")
+			m.unwatch = roles.WatchMetadata(m.store, m.servers.Health)
 			return m, nil
 		}
 		if ctx.Err() != nil {
@@ -111,6 +112,7 @@ func (m *member) giveUp() {
 
 // closeStore ends the connection to the metadata store.
 func (m *member) closeStore() {
+	m.unwatch()
 	if err := m.store.Close(); err != nil {
 		m.log.Debug("connection to the metadata store", "error", err)
 	}

@@ -2,7 +2,9 @@
 // and why not.
 //
 // A process declares its conditions ("metadata", "journal", …); it is ready
-// while all of them hold. Live means that it answers at all.
+// while all of them hold. A condition that it needed to start, and goes on working
+// without, is tolerated when it fails later: it is shown as it is, and the process
+// stays ready. Live means that it answers at all.
 package health
 
 import (
@@ -22,14 +24,24 @@ type State struct {
 	grpc *grpchealth.Server
 
 	mu         sync.Mutex
-	conditions map[string]string // name to what is wrong; "" holds
+	conditions map[string]state
 }
+
+// state of a condition.
+type state struct {
+	wrong     string // "": it holds
+	tolerated bool   // the process works without it
+}
+
+func (s state) hinders() bool { return s.wrong != "" && !s.tolerated }
 
 // Condition is one thing that must hold for the process to be ready.
 type Condition struct {
 	Name   string `json:"name"`
 	OK     bool   `json:"ok"`
 	Reason string `json:"reason,omitempty"`
+	// Tolerated: it does not hold, and the process is ready without it.
+	Tolerated bool `json:"tolerated,omitempty"`
 }
 
 // Report is what /healthz/ready answers.
@@ -41,22 +53,29 @@ type Report struct {
 // New returns a State that is not ready until each of the named conditions was
 // set to hold.
 func New(conditions ...string) *State {
-	s := &State{grpc: grpchealth.NewServer(), conditions: map[string]string{}}
+	s := &State{grpc: grpchealth.NewServer(), conditions: map[string]state{}}
 	for _, c := range conditions {
-		s.conditions[c] = "starting"
+		s.conditions[c] = state{wrong: "starting"}
 	}
 	s.grpc.SetServingStatus("", healthpb.HealthCheckResponse_NOT_SERVING)
 	return s
 }
 
 // Set says what is wrong with a condition; "" means that it holds.
-func (s *State) Set(condition, wrong string) {
+func (s *State) Set(condition, wrong string) { s.set(condition, state{wrong: wrong}) }
+
+// Tolerate is Set for a condition that the process works without.
+func (s *State) Tolerate(condition, wrong string) {
+	s.set(condition, state{wrong: wrong, tolerated: wrong != ""})
+}
+
+func (s *State) set(condition string, now state) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.conditions[condition] = wrong
+	s.conditions[condition] = now
 	status := healthpb.HealthCheckResponse_SERVING
-	for _, wrong := range s.conditions {
-		if wrong != "" {
+	for _, c := range s.conditions {
+		if c.hinders() {
 			status = healthpb.HealthCheckResponse_NOT_SERVING
 		}
 	}
@@ -68,9 +87,9 @@ func (s *State) Report() Report {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := Report{Ready: true, Conditions: []Condition{}}
-	for name, wrong := range s.conditions {
-		r.Conditions = append(r.Conditions, Condition{Name: name, OK: wrong == "", Reason: wrong})
-		r.Ready = r.Ready && wrong == ""
+	for name, c := range s.conditions {
+		r.Conditions = append(r.Conditions, Condition{Name: name, OK: c.wrong == "", Reason: c.wrong, Tolerated: c.tolerated})
+		r.Ready = r.Ready && !c.hinders()
 	}
 	sort.Slice(r.Conditions, func(i, j int) bool { return r.Conditions[i].Name < r.Conditions[j].Name })
 	return r

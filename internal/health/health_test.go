@@ -41,6 +41,10 @@ func TestReadyOnceAllHold(t *testing.T) {
 	if got := status(h, "/more"); got != 404 {
 		t.Errorf("what is not served answers %d", got)
 	}
+	s.Tolerate("metadata", "no answer")
+	check(true, `"name":"metadata","ok":false,"reason":"no answer","tolerated":true`)
+	s.Tolerate("metadata", "")
+	check(true, `{"name":"metadata","ok":true}`)
 	s.Set("journal", "disk is full")
 	check(false, "disk is full")
 

@@ -73,6 +73,7 @@ type Node struct {
 	lock    interface{ Close() error }
 	server  *metaserver.Server
 	store   meta.Store
+	unwatch func() // ends the watch over the store's answers
 	bookies []*roles.Bookie
 	broker  *roles.Broker
 }
@@ -114,7 +115,7 @@ func (n *Node) start(ctx context.Context) error {
 	if err := n.openStore(ctx); err != nil {
 		return err
 	}
-	n.servers.Health.Set("metadata", "")
+	n.unwatch = roles.WatchMetadata(n.store, n.servers.Health)
 	common := roles.Common{
 		Cluster: "magnetar", Store: meta.Measured(n.store, n.servers.Registry), Version: o.Version, Log: o.Log, Metrics: n.servers.Registry, Now: o.Now, Rand: o.Rand,
 	}
@@ -262,6 +263,9 @@ func (n *Node) closeStorage() error {
 	var errs []error
 	for _, b := range n.bookies {
 		errs = append(errs, b.Close())
+	}
+	if n.unwatch != nil {
+		n.unwatch()
 	}
 	if n.server != nil {
 		if n.store != nil {
