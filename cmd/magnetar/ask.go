@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/magnetar-io/magnetar/internal/rpcerr"
 	adminv1 "github.com/magnetar-io/magnetar/proto/admin/v1"
 	discoveryv1 "github.com/magnetar-io/magnetar/proto/discovery/v1"
 )
@@ -67,8 +68,8 @@ func (q *asker) connect(ctx context.Context, address string) (*grpc.ClientConn, 
 	if c := q.conns[address]; c != nil {
 		return c, nil
 	}
-	c, err := grpc.NewClient("passthrough:///"+address,
-		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDisableRetry())
+	c, err := grpc.NewClient("passthrough:///"+address, append(rpcerr.DialOptions(),
+		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDisableRetry())...)
 	if err != nil {
 		return nil, fmt.Errorf("server %s: %w", address, err)
 	}

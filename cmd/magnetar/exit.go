@@ -14,6 +14,7 @@ import (
 	"github.com/magnetar-io/magnetar/client"
 	"github.com/magnetar-io/magnetar/discovery/meta"
 	"github.com/magnetar-io/magnetar/discovery/metaserver"
+	"github.com/magnetar-io/magnetar/internal/rpcerr"
 	"github.com/magnetar-io/magnetar/internal/standalone"
 	"github.com/magnetar-io/magnetar/internal/vfs"
 )
@@ -121,6 +122,12 @@ func explain(err error, servers string) string {
 	text := plain(err)
 	if errors.Is(err, client.ErrTooLarge) {
 		return text + "\nA broker that is started with a higher --max-message-bytes takes it."
+	}
+	if rpcerr.Told(err) && grpcCode(err) == codes.Unavailable { // somebody did answer
+		if errors.Is(err, meta.ErrUnavailable) || errors.Is(err, meta.ErrUncertain) {
+			return fmt.Sprintf("%s\n%s answered, but not its metadata store. Start that again ('magnetar metadata start'); what is open is served meanwhile.", text, servers)
+		}
+		return text + "\nThe cluster cannot do that just now; try again. 'magnetar cluster health' says what is wrong."
 	}
 	if errors.Is(err, meta.ErrUnavailable) {
 		return text // of a role, which has no --server; the text names the store

@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/magnetar-io/magnetar/discovery/meta"
 	adminv1 "github.com/magnetar-io/magnetar/proto/admin/v1"
 )
 
@@ -23,15 +25,22 @@ type clusterView struct {
 
 // examine collects a cluster's state and says what is wrong in one sentence each.
 func (q *asker) examine(ctx context.Context) (clusterView, error) {
-	v := clusterView{Problems: []string{}}
+	v := clusterView{Problems: []string{}, Bookies: []bookieView{}}
+	problem := func(format string, args ...any) { v.Problems = append(v.Problems, fmt.Sprintf(format, args...)) }
 	var err error
 	if v.Brokers, v.Cluster, err = q.brokers(ctx); err != nil {
 		return v, err
 	}
-	if v.Bookies, err = q.bookies(ctx); err != nil {
-		return v, err
+	bookies, err := q.bookies(ctx)
+	var bundles *adminv1.ListBundlesResponse
+	if err == nil {
+		v.Bookies = bookies
+		bundles, err = q.admin.ListBundles(ctx, &adminv1.ListBundlesRequest{})
 	}
-	bundles, err := q.admin.ListBundles(ctx, &adminv1.ListBundlesRequest{})
+	if errors.Is(err, meta.ErrUnavailable) { // bookies and bundles are known to it alone
+		problem("The metadata store does not answer: start it again. What is open is served meanwhile; nothing is created, moved or deleted.")
+		return v, nil
+	}
 	if err != nil {
 		return v, err
 	}
@@ -45,7 +54,6 @@ func (q *asker) examine(ctx context.Context) (clusterView, error) {
 			v.UnownedBundles++
 		}
 	}
-	problem := func(format string, args ...any) { v.Problems = append(v.Problems, fmt.Sprintf(format, args...)) }
 	if len(v.Brokers) == 0 {
 		problem("No broker is live: start one with 'magnetar broker start'.")
 	} else if v.UnownedBundles > 0 {

@@ -172,12 +172,12 @@ func To(err error) error {
 		}
 		for _, r := range table {
 			if r.reason == info.GetReason() && r.code == s.Code() {
-				return &remoteError{s, sentinel(r.err, info)}
+				return &remoteError{s, sentinel(r.err, info), true}
 			}
 		}
 	}
 	if sentinel, ok := plain[s.Code()]; ok {
-		return &remoteError{s, sentinel}
+		return &remoteError{s, sentinel, false}
 	}
 	return err
 }
@@ -193,6 +193,14 @@ func sentinel(err error, info *errdetails.ErrorInfo) error {
 type remoteError struct {
 	status   *status.Status
 	sentinel error
+	reasoned bool // it came with a reason of ours
+}
+
+// Told reports whether a process of ours gave err as its answer: what gRPC says of
+// its own, such as that nobody listens, carries no reason.
+func Told(err error) bool {
+	var remote *remoteError
+	return errors.As(err, &remote) && remote.reasoned
 }
 
 func (e *remoteError) Error() string {

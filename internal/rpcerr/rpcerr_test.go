@@ -70,7 +70,7 @@ func TestEachRowThereAndBack(t *testing.T) {
 			_, err = stream.Recv()
 		}
 		for _, got := range []error{unary, err} {
-			if !errors.Is(got, r.err) || status.Code(got) != r.code || got.Error() != f.errs[i].Error() {
+			if !errors.Is(got, r.err) || !Told(got) || status.Code(got) != r.code || got.Error() != f.errs[i].Error() {
 				t.Errorf("%s: got %v (%v)", r.reason, got, status.Code(got))
 			}
 			for _, other := range table {
@@ -114,7 +114,7 @@ func TestOtherErrors(t *testing.T) {
 	if got := From(fmt.Errorf("downstream: %w", status.Error(codes.PermissionDenied, "no"))); status.Code(got) != codes.PermissionDenied {
 		t.Errorf("got %v", got)
 	}
-	if got := To(status.Error(codes.Unavailable, "connection refused")); !errors.Is(got, ErrUnavailable) {
+	if got := To(status.Error(codes.Unavailable, "connection refused")); !errors.Is(got, ErrUnavailable) || Told(got) {
 		t.Errorf("got %v", got)
 	}
 	if got := To(status.Error(codes.Internal, "oops")); status.Code(got) != codes.Internal {
