@@ -163,6 +163,14 @@ func (s *settings) load(c *cobra.Command) error {
 			return usagef(c, "--%s %d: want 0 to 65535", flag, port)
 		}
 	}
+	for flag, check := range map[string]func() error{"metadata": s.checkMember, "memory": s.checkSizes, "max-message-bytes": s.checkMessages} {
+		if c.Flags().Lookup(flag) == nil {
+			continue // a role without such settings
+		}
+		if err := check(); err != nil {
+			return usagef(c, "%v", err)
+		}
+	}
 	if s.logFormat != "text" && s.logFormat != "json" {
 		return usagef(c, "--log-format %q: want text or json", s.logFormat)
 	}

@@ -94,6 +94,11 @@ func (a *app) topicDelete() *cobra.Command {
 	cmd := &cobra.Command{Use: "delete TOPIC", Short: "Delete a topic, its messages and its subscriptions", Args: cobra.ExactArgs(1)}
 	cmd.RunE = func(c *cobra.Command, args []string) error {
 		return a.ask(c.Context(), func(ctx context.Context, q *asker) error {
+			// The server answers a deletion that is asked for twice as it did the first
+			// time; a person wants to know of a name that was never one.
+			if _, err := q.topicMap(ctx, args[0]); err != nil {
+				return err
+			}
 			_, err := q.admin.DeleteTopic(ctx, adminv1.DeleteTopicRequest_builder{Topic: new(args[0])}.Build())
 			return a.did(err, "deleted topic %s", args[0])
 		})
