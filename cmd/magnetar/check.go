@@ -16,8 +16,8 @@ const (
 	// leastDisk and leastMemory are what one bookie needs, leastMemory also a broker.
 	leastDisk   = 128 << 20
 	leastMemory = 16 << 20
-	// mostMessage is the largest message that storage takes.
-	mostMessage = 64 << 20
+	// mostMessage fits into one request of a client, 16 MiB, with all that goes with it.
+	mostMessage = 15 << 20
 )
 
 // memberName is what ids and clusters may be called: they are parts of keys in the
@@ -75,7 +75,7 @@ func (s *settings) checkSizes() error {
 func (s *settings) checkMessages() error {
 	if s.maxMsg < 1 || s.maxMsg > mostMessage {
 		is := config.ByteSize(s.maxMsg)
-		return fmt.Errorf("--max-message-bytes %v: want 1 to 64MiB", &is)
+		return fmt.Errorf("--max-message-bytes %v: want 1 to 15MiB", &is)
 	}
 	if s.ledgerBytes < 1 {
 		return fmt.Errorf("--ledger-bytes 0: want at least 1")

@@ -91,7 +91,7 @@ func standaloneSettings() *settings {
 	s.set.String(&s.dataDir, "data-dir", "./magnetar-data", "where the data lies")
 	s.set.Int(&s.bookies, "bookies", 1, "how many bookies; 1, 2 and 3 or more keep 1, 2 and 3 copies")
 	s.set.Bytes(&s.ledgerBytes, "ledger-bytes", 1<<30, "size at which a topic starts its next ledger")
-	s.set.Bytes(&s.maxMsg, "max-message-bytes", 5<<20, "largest message taken")
+	s.set.Bytes(&s.maxMsg, "max-message-bytes", 5<<20, "largest message taken, at most 15MiB")
 	s.declareDisk()
 	s.declareMemory()
 	s.declareFsync()
@@ -122,7 +122,7 @@ func brokerSettings() *settings {
 	s.set.String(&s.id, "id", "", "name of this broker in the cluster (default: HOSTNAME-GRPCPORT)")
 	s.set.Int(&s.copies, "copies", 3, "copies of all that is published; 1 or 2 for clusters of as many bookies")
 	s.set.Bytes(&s.ledgerBytes, "ledger-bytes", 1<<30, "size at which a topic starts its next ledger")
-	s.set.Bytes(&s.maxMsg, "max-message-bytes", 5<<20, "largest message taken")
+	s.set.Bytes(&s.maxMsg, "max-message-bytes", 5<<20, "largest message taken, at most 15MiB")
 	s.declareMemory()
 	return s
 }
