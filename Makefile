@@ -23,7 +23,8 @@ FUZZTIME ?= 10s
 GO_FILES = $$(git ls-files '*.go')
 
 .PHONY: help
-help: ## this list
+help: ## this list (at once)
+	@echo "None of these needs root. What builds takes a minute longer from an empty cache."
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
@@ -31,7 +32,7 @@ build: ## the static binary, bin/magnetar (a minute from an empty cache)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $(BIN)/magnetar ./cmd/magnetar
 
 .PHONY: run
-run: build ## a standalone node on loopback, data in ./magnetar-data, until Ctrl-C; no root
+run: build ## a standalone node on loopback, data in ./magnetar-data (ready in a second once built, runs until Ctrl-C)
 	@exec $(BIN)/magnetar standalone
 
 .PHONY: test
@@ -63,11 +64,12 @@ lint: $(TOOLS)/staticcheck ## gofmt, go vet, staticcheck, tidy module files (two
 CLUSTER := $(GO) run ./e2e/cmd/cluster -dir .run/cluster -binary $(BIN)/magnetar
 
 .PHONY: cluster
-cluster: build ## a cluster of processes on loopback, until Ctrl-C; no root; PORT_BASE=N for fixed ports
+cluster: build ## a cluster of processes on loopback (ready in seconds once built, runs until Ctrl-C); PORT_BASE=N for fixed ports
 	@$(CLUSTER) -port-base $(or $(PORT_BASE),0) up
 
 .PHONY: cluster-start
 cluster-start: ## start one process of a running cluster again: P=broker-2 (seconds)
+	@$(if $(P),,echo "which process? P=NAME, a folder of .run/cluster: make cluster-start P=broker-2" >&2; exit 2)
 	@$(CLUSTER) start $(P)
 
 .PHONY: cluster-down
@@ -91,16 +93,16 @@ bench-bare: ## what this machine allows: the hops of a publish without any logic
 	@$(TOOLS)/bare $(BARE_FLAGS)
 
 .PHONY: budgets
-budgets: build ## which budgets of one node are kept, beside the bare chain (15 minutes, 12 GB of disk, on a machine that does nothing else; no root)
+budgets: build ## which budgets of one node are kept, beside the bare chain (15 minutes, 12 GB of disk, on a machine that does nothing else)
 	$(GO) build -o $(TOOLS)/bare ./e2e/cmd/bare
 	@$(GO) run ./e2e/cmd/budgets $(BUDGETS_FLAGS)
 
 .PHONY: e2e
-e2e: ## processes killed 21 times a shape, a broker stopped 10 times, bookies down, a disk filled, under load (4 to 6 minutes, no root)
+e2e: ## processes killed 21 times a shape, a broker stopped 10 times, bookies down, a disk filled, under load (4 to 6 minutes)
 	MAGNETAR_KILLS=21 MAGNETAR_PAUSES=10 MAGNETAR_DISK=1 $(GO) test -count=1 -timeout 40m -v -run "^Test(Kill|Pause|Bookies|Disk)" ./e2e
 
 .PHONY: demo
-demo: build ## Go's sources through a cluster with kills, every file checked (80 seconds, no root); DEMO_FLAGS=-rate=N
+demo: build ## Go's sources through a cluster with kills, every file checked (80 seconds); DEMO_FLAGS=-rate=N
 	@$(GO) run ./e2e/cmd/demo -dir .run/demo -binary $(BIN)/magnetar $(DEMO_FLAGS)
 
 .PHONY: power-cuts
