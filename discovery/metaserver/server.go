@@ -134,6 +134,10 @@ func (s *Server) Close() error {
 		s.quiet.closing.Store(true)
 		close(s.stopped)
 		s.watch.Wait()
+		// Nothing is decided any more before connections are closed. Close alone waits
+		// up to seven seconds for watches to end, refusing renewals meanwhile: leases
+		// run out, and those who watch see every broker and bookie go.
+		s.etcd.Server.Stop()
 		s.etcd.Close()
 		for range s.etcd.Err() { // closed once all of it has ended
 		}
