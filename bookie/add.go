@@ -195,7 +195,12 @@ func (n *Node) startFence(id ledger.ID, term int64) (<-chan error, error) {
 		Kind:   hotlog.KindFence,
 		Ledger: id,
 		Data:   encodeTerm(term),
-	}, func(_ hotlog.Place, err error) { result <- err })
+	}, func(_ hotlog.Place, err error) {
+		if err == nil {
+			n.metrics.fences.Inc()
+		}
+		result <- err
+	})
 	g.Fenced(term)
 	return result, nil
 }
