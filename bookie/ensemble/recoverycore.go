@@ -73,6 +73,7 @@ type recoveryCore struct {
 	created   []bool
 	adding    []int // adds out
 	failing   uint16
+	failedOut []ledger.Member // failed and replaced: not asked again in this attempt
 	added     ledger.EntryID
 	total     int64                     // bodies up to added, once an entry was added
 	window    []found                   // entries (added, decided]
@@ -390,14 +391,13 @@ func (c *recoveryCore) needsBookies() bool {
 // are to be had.
 func (c *recoveryCore) replace(p *placer) {
 	next := append([]ledger.Member(nil), c.members...)
-	var out []ledger.Member
 	for s, m := range next {
 		if c.failing&(1<<s) != 0 {
-			out = append(out, m)
+			c.failedOut = append(c.failedOut, m)
 			next[s] = ledger.Member{}
 		}
 	}
-	p.fill(next, out...)
+	p.fill(next, c.failedOut...)
 	f := ledger.Fragment{First: c.added + 1, Ensemble: next}
 	if f.Live() < c.md.Quorum.Ack {
 		c.fail(fmt.Errorf("recover ledger %d: %w", c.md.ID, p.missing(c.md.Quorum)))

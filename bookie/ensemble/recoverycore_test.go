@@ -367,6 +367,24 @@ func TestRuleR9_NoBookieForTheCopies(t *testing.T) {
 	w.wantFailed(ledger.ErrNotEnoughBookies)
 }
 
+// A bookie that failed is not asked again in the same attempt: two that are down
+// would else take each other's place for ever, without a pause between.
+func TestRuleR9_WhoFailedIsNotAskedAgain(t *testing.T) {
+	w := plain(t, 2, "a", "b")
+	w.fence(0, ledger.NoEntry)
+	w.read(0, "x-")
+	w.added(0, nil)
+	w.added(1, errDown)
+	w.c.replace((&bench{}).placer("a", "b", "c"))
+	w.take()
+	w.added(1, errDown) // c
+	if !w.c.needsBookies() {
+		t.Fatal("one bookie is left of two needed, yet no change")
+	}
+	w.c.replace((&bench{}).placer("a", "b", "c"))
+	w.wantFailed(ledger.ErrNotEnoughBookies)
+}
+
 // TestRuleR10_CloseOnlyWhatIsCopied shows that the last entries are on an ack
 // quorum before the ledger is closed at them, that copies with another envelope
 // are the same entry, and that another body is damage.
