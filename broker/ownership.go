@@ -188,8 +188,10 @@ func (w *ownership) moveLocked(bd bundle.Bundle, f func(context.Context)) {
 
 // claim takes a bundle by compare-and-swap of its owner record, then opens it.
 func (w *ownership) claim(ctx context.Context, a discovery.Action, session string, endings int) {
+	newer := w.newer()
 	rev, err := w.write(ctx, a.Bundle, a.Revision, catalog.Owner{Broker: w.b.opts.ID, Session: session, Epoch: a.Epoch + 1})
 	if err != nil {
+		newer(ctx, err)
 		return
 	}
 	w.b.log.Debug("bundle taken", "bundle", a.Bundle.String(), "epoch", a.Epoch+1, "reason", a.Reason)
@@ -205,10 +207,30 @@ func (w *ownership) renew(ctx context.Context, o *ownedBundle, a discovery.Actio
 	case <-ctx.Done():
 		return
 	}
-	defer func() { o.renewing <- struct{}{} }()
+	newer := w.newer()
 	rev, err := w.write(ctx, a.Bundle, a.Revision, catalog.Owner{Broker: w.b.opts.ID, Session: session, Epoch: a.Epoch + 1})
 	if err == nil {
 		o.hold(w.holding(a.Bundle, rev, a.Epoch+1))
+	}
+	o.renewing <- struct{}{}
+	newer(ctx, err)
+}
+
+// newer returns what waits, after a write that somebody else outran, for a newer
+// picture of the cluster than there is now: on the same one the loop would decide
+// the same, and be outrun again, without rest.
+func (w *ownership) newer() func(context.Context, error) {
+	viewChanged, sessionChanged := w.b.opts.View.Changed(), w.registration.Changed()
+	return func(ctx context.Context, err error) {
+		if !errors.Is(err, discovery.ErrOutrun) {
+			return
+		}
+		select {
+		case <-viewChanged:
+		case <-sessionChanged:
+		case <-time.After(lookAgain):
+		case <-ctx.Done():
+		}
 	}
 }
 

@@ -98,6 +98,40 @@ func TestStartWaitsUntilTheViewShowsTheBroker(t *testing.T) {
 	})
 }
 
+// A broker whose view is behind, so that it tries what must fail, does not try
+// again before the view or its session changes, and not in a loop without rest.
+func TestOwnershipRestsWhileItsViewIsBehind(t *testing.T) {
+	const most = 1000 // the namespace has 32 bundles
+	story(t, func(t *testing.T, w *world) {
+		a := w.start("a")
+		bd := w.bundleOf(w.topic("orders"))
+		a.open(bd)
+		first := a.Session()
+		var behind atomic.Bool
+		var writes atomic.Int64
+		w.onCall(func(c meta.Call) meta.Fault {
+			switch {
+			case c.Kind == meta.CallDeliver && behind.Load():
+				return meta.Fault{Delay: 3 * time.Second}
+			case writesOwner(c, keys.BundleOwner(bd.String())) && behind.CompareAndSwap(false, true):
+				w.store.Expire(a.Session()) // the second one, before the bundle is renewed under it
+			}
+			if c.Kind == meta.CallTxn && strings.HasSuffix(c.Key, "/owner") && writes.Add(1) > most {
+				return meta.Fault{Delay: time.Second} // else time would stand still
+			}
+			return meta.Fault{}
+		})
+		w.store.Expire(first)
+		w.until("the bundle is claimed under a third session", time.Minute, func() bool {
+			owner, _ := w.owner(bd)
+			return behind.Load() && owner.Session != first && owner.Session == a.Session()
+		})
+		if n := writes.Load(); n > most {
+			t.Errorf("more than %d attempts to write owner records", most)
+		}
+	})
+}
+
 // A bundle that is being opened when another broker ends this one's session is
 // not served when it is open.
 func TestRuleM6_NothingOpensUnderAnEndedSession(t *testing.T) {
