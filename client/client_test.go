@@ -181,6 +181,31 @@ func TestBatchLimits(t *testing.T) {
 	})
 }
 
+// Shows that a batch is no larger than the largest message the topic takes: many
+// small messages are not refused because they travel together.
+func TestBatchKeepsToTheMessageLimit(t *testing.T) {
+	world(t, 1, func(t *testing.T, ctx context.Context, cluster *faketest.Cluster) {
+		cluster.MaxMessage = 10_000
+		c := connect(t, ctx, cluster)
+		defer closing(t, ctx, c)
+		p := must[*client.Producer](t)(c.Producer(ctx, "t"))
+		cluster.Hold("persistent://public/default/t", true)
+		synctest.Wait()
+		for range 200 {
+			p.SendAsync(ctx, client.Message{Value: make([]byte, 1000)})
+		}
+		cluster.Hold("persistent://public/default/t", false)
+		if err := p.Flush(ctx); err != nil {
+			t.Fatal(err)
+		}
+		for i, m := range cluster.Messages("t") {
+			if m.Batch > 10 {
+				t.Errorf("message %d is in a batch of %d×1000 bytes, the limit is 10000", i, m.Batch)
+			}
+		}
+	})
+}
+
 // Shows every compression end to end.
 func TestCompression(t *testing.T) {
 	world(t, 1, func(t *testing.T, ctx context.Context, cluster *faketest.Cluster) {

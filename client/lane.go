@@ -99,7 +99,8 @@ func (l *lane) add(m *outgoing) (b *batch, i int, gathering bool) {
 	if b := l.numberLocked(m); b != nil {
 		return b, 0, false
 	}
-	if l.gather != nil && l.builder.Bytes()+m.Bytes() > l.p.opts.batchBytes {
+	limit := min(l.p.opts.batchBytes, int(l.p.maxMessage.Load()))
+	if l.gather != nil && l.builder.Bytes()+m.Bytes() > limit {
 		l.closeLocked()
 	}
 	if l.gather == nil {
@@ -109,7 +110,7 @@ func (l *lane) add(m *outgoing) (b *batch, i int, gathering bool) {
 	l.builder.Add(&m.Message, m.hash)
 	b.held += m.held
 	b.callback(i, m.callback)
-	if l.builder.Bytes() >= l.p.opts.batchBytes || l.builder.Len() >= l.p.opts.batchMessages {
+	if l.builder.Bytes() >= limit || l.builder.Len() >= l.p.opts.batchMessages {
 		l.closeLocked()
 	}
 	l.wantLocked()

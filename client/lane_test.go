@@ -13,6 +13,7 @@ import (
 func quietLane(t *testing.T) *lane {
 	c := &Client{opts: newOptions(nil), log: newOptions(nil).log, ctx: t.Context()}
 	p := &Producer{c: c, ctx: t.Context(), opts: newProducerOptions(nil)}
+	p.maxMessage.Store(defaultMaxMessage)
 	return &lane{p: p, topic: "t", partition: 1, name: "p", part: discoveryv1.Partition_builder{KeyHashLast: proto.Uint32(10)}.Build()}
 }
 

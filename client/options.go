@@ -102,7 +102,8 @@ func WithCompression(c Compression) ProducerOption {
 }
 
 // WithBatchLimit bounds a batch (DefaultBatchBytes before compression,
-// DefaultBatchMessages). One message more than bytes long is a batch by itself.
+// DefaultBatchMessages). One message more than bytes long is a batch by itself. No
+// batch is larger than the largest message the topic takes.
 func WithBatchLimit(bytes, messages int) ProducerOption {
 	return func(o *producerOptions) { o.batchBytes, o.batchMessages = bytes, messages }
 }
