@@ -63,6 +63,9 @@ type Options struct {
 	MemoryBytes     int64
 	MaxMessageBytes int   // 0: 5 MiB
 	LedgerBytes     int64 // when a topic goes on in a new ledger; 0: 256 MiB
+	// When a bundle's log goes on in a new ledger, and after how many bytes of records
+	// it takes a snapshot; 0: 32 MiB and 16 MiB.
+	LogRollBytes, LogPassBytes int64
 	// OpenTimeout bounds one try to open a topic, CloseTimeout the orderly end of
 	// one; 0: 30 s and 10 s.
 	OpenTimeout  time.Duration

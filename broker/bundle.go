@@ -77,6 +77,7 @@ func (b *Broker) openBundle(ctx context.Context, bd bundle.Bundle, held holding)
 		Bundle: bd.String(), First: bd.Range.First, Last: bd.Range.Last,
 		Layout: b.opts.Layout, Store: b.opts.Store, Ledgers: b.opts.Ledgers,
 		Guard: o.conds, StillOwner: o.stillOurs, Quorum: b.opts.Quorum, State: o.shelf,
+		RollBytes: b.opts.LogRollBytes, PassBytes: b.opts.LogPassBytes,
 		OnFenced: func(err error) { o.lost(fmt.Errorf("bundle log: %w", err)) },
 		Log:      o.log.Named("bundlelog"), Metrics: b.logMetrics,
 	})

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"time"
 
@@ -33,6 +34,8 @@ type Common struct {
 	Metrics prometheus.Registerer // nil: none
 	Now     func() time.Time
 	Rand    func() uint64
+	// Dial opens connections to other members; nil: TCP.
+	Dial func(ctx context.Context, address string) (net.Conn, error)
 }
 
 func (c Common) layout() layout.Layout { return layout.New(c.Cluster) }
@@ -72,11 +75,14 @@ type BookieOptions struct {
 	Rack        string
 	Address     string // where its gRPC service is reached
 	HTTPAddress string
-	MemoryBytes int64
-	DiskBytes   int64
-	HotBytes    int64
-	NoSync      bool
-	Fatal       func(error)
+	// Of the storage; see bookie.Options.
+	MemoryBytes  int64
+	DiskBytes    int64
+	HotBytes     int64
+	SegmentBytes int64
+	ReserveBytes int64
+	NoSync       bool
+	Fatal        func(error)
 }
 
 // Bookie is a storage node and what keeps it known and clean.
@@ -98,7 +104,7 @@ func StartBookie(ctx context.Context, o BookieOptions) (*Bookie, error) {
 	}
 	node, err := bookie.Open(bookie.Options{
 		FS: o.FS, Dir: o.Dir, ID: o.ID, Cluster: cluster.ID, MemoryBytes: o.MemoryBytes, DiskBytes: o.DiskBytes,
-		HotBytes: o.HotBytes, NoSync: o.NoSync, Log: o.Log, Metrics: o.Metrics, Fatal: o.Fatal, Now: o.Now, Rand: o.Rand,
+		HotBytes: o.HotBytes, SegmentBytes: o.SegmentBytes, ReserveBytes: o.ReserveBytes, NoSync: o.NoSync, Log: o.Log, Metrics: o.Metrics, Fatal: o.Fatal, Now: o.Now, Rand: o.Rand,
 	})
 	if err != nil {
 		return nil, err

@@ -3,6 +3,7 @@ package roles
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/http"
 	"sync"
 
@@ -12,6 +13,7 @@ import (
 	"github.com/magnetar-io/magnetar/bookie/ledger"
 	"github.com/magnetar-io/magnetar/bookie/remote"
 	"github.com/magnetar-io/magnetar/broker"
+	"github.com/magnetar-io/magnetar/discovery"
 	"github.com/magnetar-io/magnetar/internal/httpadmin"
 )
 
@@ -24,7 +26,9 @@ type BrokerOptions struct {
 	MemoryBytes     int64 // for the cache and for what is on its way
 	MaxMessageBytes int64
 	LedgerBytes     int64
-	Quorum          ledger.Quorum // zero: 3/2, or what the options of standalone say
+	// Of bundle logs; see broker.Options.
+	LogRollBytes, LogPassBytes int64
+	Quorum                     ledger.Quorum // zero: 3/2, or what the options of standalone say
 	// Local gives bookies of this process, which are called rather than dialled.
 	Local func(ledger.Member) (ensemble.Bookie, bool)
 }
@@ -54,7 +58,7 @@ func NewBroker(ctx context.Context, o BrokerOptions) (*Broker, error) {
 	b.cancel = cancel
 	b.directory = remote.NewDirectory(remote.DirectoryOptions{
 		Store: o.Store, Layout: o.layout(), Local: o.Local, Log: o.Log,
-		Client: remote.Options{Metrics: remote.NewMetrics(o.Metrics), Log: o.Log, Rand: o.Rand},
+		Client: remote.Options{Dial: o.Dial, Metrics: remote.NewMetrics(o.Metrics), Log: o.Log, Rand: o.Rand},
 	})
 	b.loops.Go(func() { b.directory.Run(running) })
 	fail := func(err error) (*Broker, error) {
@@ -80,14 +84,24 @@ func NewBroker(ctx context.Context, o BrokerOptions) (*Broker, error) {
 	b.Broker, err = broker.New(broker.Options{
 		ID: o.ID, Address: o.Address, HTTPAddress: o.HTTPAddress, Version: o.Version,
 		Store: o.Store, Layout: o.layout(), Catalog: d.catalog, View: d.view, IDs: d.ids, Ledgers: b.ledgers,
-		Directory: b.directory, Quorum: quorum, SessionLease: o.Lease, MemoryBytes: o.MemoryBytes * 3 / 4,
-		MaxMessageBytes: int(o.MaxMessageBytes), LedgerBytes: o.LedgerBytes,
+		Directory: b.directory, Probe: o.probe(), Quorum: quorum, SessionLease: o.Lease, MemoryBytes: o.MemoryBytes * 3 / 4,
+		MaxMessageBytes: int(o.MaxMessageBytes), LedgerBytes: o.LedgerBytes, LogRollBytes: o.LogRollBytes, LogPassBytes: o.LogPassBytes,
 		Log: o.Log, Metrics: o.Metrics, Now: o.Now, Rand: o.Rand,
 	})
 	if err != nil {
 		return fail(err)
 	}
 	return b, nil
+}
+
+// probe is how this process asks another broker whether it lives.
+func (o BrokerOptions) probe() func(context.Context, discovery.BrokerInfo) discovery.Observation {
+	if o.Dial == nil {
+		return nil
+	}
+	return func(ctx context.Context, other discovery.BrokerInfo) discovery.Observation {
+		return discovery.ProbeAddress(ctx, other.Address, func(ctx context.Context, _, address string) (net.Conn, error) { return o.Dial(ctx, address) })
+	}
 }
 
 // Register adds the broker's services, and discovery's, to a server.
