@@ -3,6 +3,7 @@ package meta
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"slices"
 	"sort"
 	"strings"
@@ -105,6 +106,13 @@ func (m *Mem) SetUnavailable(unavailable bool) {
 		}
 	}
 	m.wakeLocked()
+}
+
+// Sessions lists the sessions that have not ended for the store, in order.
+func (m *Mem) Sessions() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Sorted(maps.Keys(m.leases))
 }
 
 // SetNoSpace makes every put and every new session fail with ErrNoSpace until it
