@@ -101,6 +101,10 @@ budgets: build ## which budgets of one node are kept, beside the bare chain (15 
 e2e: ## processes killed 21 times a shape, a broker stopped 10 times, bookies down, a disk filled, under load (4 to 6 minutes)
 	MAGNETAR_KILLS=21 MAGNETAR_PAUSES=10 MAGNETAR_DISK=1 $(GO) test -count=1 -timeout 40m -v -run "^Test(Kill|Pause|Bookies|Disk)" ./e2e
 
+.PHONY: history
+history: ## the history checker against 500 histories, each clean and then spoilt with every anomaly (half a minute; two beside other work)
+	MAGNETAR_HISTORIES=500 $(GO) test -count=1 -run '^TestGenerated' ./e2e/history
+
 .PHONY: demo
 demo: build ## Go's sources through a cluster with kills, every file checked (80 seconds); DEMO_FLAGS=-rate=N
 	@$(GO) run ./e2e/cmd/demo -dir .run/demo -binary $(BIN)/magnetar $(DEMO_FLAGS)

@@ -37,12 +37,13 @@ func TestDiskFull(t *testing.T) {
 	publishing.Go(func() {
 		for i := range messages { // waits while what is unanswered fills the client's memory
 			m := history.Message{Producer: "p", Number: i}
+			log.Publishing(m)
 			p.Publish(ctx, client.Message{Value: m.Payload(bytes)}, func(id client.MessageID, err error) {
 				defer outcomes.Done()
 				if err != nil {
 					t.Errorf("publish %s: %v", m, err)
 				}
-				log.Published(m, history.OK, id.String())
+				log.Published(m, history.OK, id)
 			})
 		}
 	})
@@ -57,21 +58,20 @@ func TestDiskFull(t *testing.T) {
 	if log.Acknowledged() == messages {
 		t.Fatal("all of it fits: nothing is shown")
 	}
+	consumer := log.Join(subscription, history.Exclusive, "consumer")
 	for i := range messages {
 		m, err := s.Receive(ctx)
 		if err != nil {
 			t.Fatalf("after %d messages: %v", i, err)
 		}
-		named, err := history.Parse(m.Value)
-		if err != nil {
+		if _, err := consumer.Receive(m); err != nil {
 			t.Fatal(err)
 		}
-		at := m.ID.String()
-		log.Delivered(subscription, named, int(m.ID.Partition), at)
+		ack := consumer.Acking(m.ID, false)
 		if err := m.Ack(ctx); err != nil {
-			t.Fatalf("acknowledge %s: %v", at, err)
+			t.Fatalf("acknowledge %s: %v", m.ID, err)
 		}
-		log.Acked(subscription, at)
+		ack.Ended(nil)
 	}
 	step("everything is consumed")
 	publishing.Wait()
@@ -81,7 +81,7 @@ func TestDiskFull(t *testing.T) {
 	if err := s.Close(ctx); err != nil {
 		t.Error(err)
 	}
-	v := log.Check([]string{subscription}, []string{subscription})
+	v := log.Check()
 	t.Log(v)
 	if v.Bad() || v.OK != messages {
 		t.Errorf("history is bad: %v", v)

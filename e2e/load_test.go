@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -23,11 +22,12 @@ const (
 	leastFlying   = 100  // publishes without an answer at a kill
 )
 
-// subscriptions of the load, and those of them that promise order.
-var (
-	loadSubscriptions = []string{"ordered", "shared"}
-	loadOrdered       = []string{"ordered"}
-)
+// loadSubscriptions are the subscriptions of the load.
+var loadSubscriptions = []struct {
+	name     string
+	kind     client.Type
+	promises history.Kind
+}{{"ordered", client.Exclusive, history.Exclusive}, {"shared", client.Shared, history.Shared}}
 
 // load is three named producers and two subscriptions on one topic, with their
 // history. Once in a while, when told to, a subscription's consumer leaves and a
@@ -101,11 +101,11 @@ func startLoad(ctx context.Context, t *testing.T, c *client.Client) *load {
 		l.bursts = append(l.bursts, burst)
 		l.producers.Go(func() { l.produce(ctx, c, fmt.Sprintf("p%d", i), burst) })
 	}
-	for i, kind := range []client.Type{client.Exclusive, client.Shared} {
+	for i := range loadSubscriptions {
 		reopen := make(chan struct{}, 1)
 		l.reopens = append(l.reopens, reopen)
 		l.consumers.Go(func() {
-			for l.consume(ctx, c, loadSubscriptions[i], kind, reopen) {
+			for l.consume(ctx, c, i, reopen) {
 			}
 		})
 	}
@@ -148,20 +148,15 @@ func (l *load) produce(ctx context.Context, c *client.Client, name string, burst
 func (l *load) publish(ctx context.Context, p *client.Producer, m history.Message) {
 	era := l.era.Load()
 	l.inFlight.Add(1)
+	l.log.Publishing(m)
 	p.Publish(ctx, client.Message{Value: m.Payload(payloadBytes)}, func(id client.MessageID, err error) {
 		l.inFlight.Add(-1)
-		switch {
-		case err == nil && id.Known():
-			l.ok.Add(1)
+		if l.log.Answered(m, id, err) != history.OK {
+			return
+		}
+		l.ok.Add(1)
+		if id.Known() {
 			l.progress[max(id.Partition, 0)].add(era)
-			l.log.Published(m, history.OK, id.String())
-		case err == nil:
-			l.ok.Add(1)
-			l.log.Published(m, history.OK, "")
-		case errors.Is(err, client.ErrUnknownOutcome):
-			l.log.Published(m, history.Unknown, "")
-		default:
-			l.log.Published(m, history.Failed, "")
 		}
 	})
 }
@@ -169,7 +164,9 @@ func (l *load) publish(ctx context.Context, p *client.Producer, m history.Messag
 // consume receives and acknowledges until told to make room for a new consumer,
 // which it answers with true, or until everything acknowledged to producers has
 // come after drain was closed. Every acknowledgement has its answer then.
-func (l *load) consume(ctx context.Context, c *client.Client, subscription string, kind client.Type, reopen <-chan struct{}) (again bool) {
+func (l *load) consume(ctx context.Context, c *client.Client, n int, reopen <-chan struct{}) (again bool) {
+	subscription, kind := loadSubscriptions[n].name, loadSubscriptions[n].kind
+	records := l.log.Join(subscription, loadSubscriptions[n].promises, "load")
 	s, err := c.Subscribe(ctx, loadTopic, subscription, client.OfType(kind), client.From(client.Earliest()))
 	if err != nil {
 		l.t.Errorf("subscribe %s: %v", subscription, err)
@@ -178,12 +175,13 @@ func (l *load) consume(ctx context.Context, c *client.Client, subscription strin
 	var acks sync.WaitGroup
 	defer func() {
 		acks.Wait()
+		records.Leaving()
 		if err := s.Close(ctx); err != nil && ctx.Err() == nil {
 			l.t.Errorf("close %s: %v", subscription, err)
 		}
 	}()
 	for {
-		if err := l.receive(ctx, s, subscription, &acks); err != nil {
+		if err := l.receive(ctx, s, records, &acks); err != nil {
 			if ctx.Err() == nil {
 				l.t.Errorf("%s: %v", subscription, err)
 			}
@@ -203,7 +201,7 @@ func (l *load) consume(ctx context.Context, c *client.Client, subscription strin
 
 // receive receives for a while. Each message is acknowledged on a goroutine of
 // its own, counted by acks, which records that it was answered.
-func (l *load) receive(ctx context.Context, s *client.Consumer, subscription string, acks *sync.WaitGroup) error {
+func (l *load) receive(ctx context.Context, s *client.Consumer, records *history.Consumer, acks *sync.WaitGroup) error {
 	while, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
 	defer cancel()
 	for {
@@ -214,18 +212,15 @@ func (l *load) receive(ctx context.Context, s *client.Consumer, subscription str
 		case err != nil:
 			return err
 		}
-		named, err := history.Parse(m.Value)
-		if err != nil {
+		if _, err := records.Receive(m); err != nil {
 			return err
 		}
-		at := m.ID.String()
-		l.log.Delivered(subscription, named, int(m.ID.Partition), at)
 		acks.Go(func() {
-			switch err := m.Ack(ctx); {
-			case err == nil:
-				l.log.Acked(subscription, at)
-			case ctx.Err() == nil:
-				l.t.Errorf("%s: acknowledge %s: %v", subscription, at, err)
+			ack := records.Acking(m.ID, false)
+			err := m.Ack(ctx)
+			ack.Ended(err)
+			if err != nil && ctx.Err() == nil {
+				l.t.Errorf("%s: acknowledge %s: %v", s.Subscription(), m.ID, err)
 			}
 		})
 	}
@@ -304,7 +299,7 @@ func (l *load) finish(ctx context.Context, server string) {
 	l.readAgain(ctx, server)
 	l.t.Logf("drained in %s, read again in %s", drained.Round(time.Millisecond), (time.Since(l.began) - took - drained).Round(time.Millisecond))
 	rate := float64(l.ok.Load()) / took.Seconds()
-	v := l.log.Check(loadSubscriptions, loadOrdered)
+	v := l.log.Check()
 	l.t.Logf("%d messages acknowledged in %s, %.0f a second, kills included", l.ok.Load(), took.Round(time.Millisecond), rate)
 	l.t.Log(v)
 	if rate < leastRate {
@@ -327,28 +322,28 @@ func (l *load) readAgain(ctx context.Context, server string) {
 	ended := map[int32]bool{}
 	for number := 0; len(ended) < len(l.partitions); number++ { // the partitions in turn
 		m := history.Message{Producer: "end", Number: number}
+		l.log.Publishing(m)
 		id, err := p.Send(ctx, client.Message{Value: m.Payload(payloadBytes)})
 		if err != nil {
 			l.t.Fatal(err)
 		}
-		l.log.Published(m, history.OK, id.String())
+		l.log.Published(m, history.OK, id)
 		ended[id.Partition] = true
 	}
-	for i, kind := range []client.Type{client.Exclusive, client.Shared} {
-		s, err := c.Subscribe(ctx, loadTopic, loadSubscriptions[i], client.OfType(kind), client.ExistingSubscription())
+	for _, sub := range loadSubscriptions {
+		records := l.log.Join(sub.name, sub.promises, "again")
+		s, err := c.Subscribe(ctx, loadTopic, sub.name, client.OfType(sub.kind), client.ExistingSubscription())
 		if err != nil {
 			l.t.Fatal(err)
 		}
-		for l.log.Missing(loadSubscriptions[i]) > 0 {
+		for l.log.Missing(sub.name) > 0 {
 			m, err := s.Receive(ctx)
 			if err != nil {
-				l.t.Fatalf("%s, subscribed again: %v", loadSubscriptions[i], err)
+				l.t.Fatalf("%s, subscribed again: %v", sub.name, err)
 			}
-			named, err := history.Parse(m.Value)
-			if err != nil {
+			if _, err := records.Receive(m); err != nil {
 				l.t.Fatal(err)
 			}
-			l.log.Delivered(loadSubscriptions[i], named, int(m.ID.Partition), m.ID.String())
 		}
 	}
 }

@@ -182,6 +182,7 @@ func (p *pinned) take() (history.Message, bool) {
 	m := history.Message{Producer: p.name, Number: p.next}
 	p.waiting[p.next] = true
 	p.next++
+	p.log.Publishing(m)
 	return m, true
 }
 
@@ -199,12 +200,10 @@ func (p *pinned) end(number int, a answer) {
 func (p *pinned) endLocked(number int, a answer) {
 	delete(p.waiting, number)
 	p.answers[number] = a
-	at := ""
 	if a.outcome == history.OK {
 		p.stored++
-		at = a.at.String()
 	}
-	p.log.Published(history.Message{Producer: p.name, Number: number}, a.outcome, at)
+	p.log.Published(history.Message{Producer: p.name, Number: number}, a.outcome, a.at)
 }
 
 // endAll ends what waits for an answer that will not come.

@@ -2,7 +2,6 @@ package sim
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -36,6 +35,7 @@ func (w *crowd) prepare(ctx context.Context) error {
 		return err
 	}
 	for _, s := range w.subscriptions() {
+		w.log.Subscription(s.Name, s.promises())
 		consumer, err := cl.Subscribe(ctx, w.plan.Name, s.Name, client.OfType(s.Type), client.From(client.Earliest()))
 		if err != nil {
 			return fmt.Errorf("subscription %s of %s: %w", s.Name, w.plan.Name, err)
@@ -118,19 +118,14 @@ func (w *crowd) publish(ctx context.Context, p *client.Producer, m history.Messa
 	if w.plan.Keys > 0 {
 		message.Key = fmt.Sprintf("key-%d", rand.n(w.plan.Keys))
 	}
+	w.log.Publishing(m)
 	p.Publish(ctx, message, func(id client.MessageID, err error) {
-		switch {
-		case err == nil && id.Known():
-			w.log.Published(m, history.OK, id.String())
-		case err == nil:
-			w.log.Published(m, history.OK, "")
-		case errors.Is(err, client.ErrUnknownOutcome):
+		switch w.log.Answered(m, id, err) {
+		case history.Unknown:
 			w.c.counts.add("publishes of unknown outcome", 1)
-			w.log.Published(m, history.Unknown, "")
-		default:
+		case history.Failed:
 			w.c.journal.note(m.Producer, "%v refused: %v", m, err)
 			w.c.counts.add("publishes refused", 1)
-			w.log.Published(m, history.Failed, "")
 		}
 	})
 }
@@ -140,125 +135,6 @@ func (w *crowd) leave(cl *client.Client) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	_ = cl.Close(ctx) // what it had to say it has said
-}
-
-// consume is one consumer of a subscription, in one life after another, until the
-// subscription has got all that was acknowledged.
-func (w *crowd) consume(ctx context.Context, s subscriptionPlan, number int) {
-	name := fmt.Sprintf("%s-%s-%d", w.plan.Name, s.Name, number)
-	rand := newChance(w.c.seed, w.stream(name))
-	for life := 0; ctx.Err() == nil; life++ {
-		cl, err := w.c.connect(ctx, name, rand)
-		if err != nil {
-			return
-		}
-		var done bool
-		opening, cancel := context.WithTimeout(ctx, 30*time.Second)
-		consumer, err := cl.Subscribe(opening, w.plan.Name, s.Name, client.OfType(s.Type), client.Named(name), client.From(client.Earliest()),
-			client.NackDelay(100*time.Millisecond, 2*time.Second), client.Queue(rand.from(1, 50), 1<<20))
-		cancel()
-		if err == nil {
-			done, err = w.receive(ctx, consumer, s, name, rand)
-		}
-		if err != nil {
-			w.c.journal.note(name, "%v", err)
-		}
-		if done || rand.once(2) {
-			w.leave(cl)
-		} else { // it dies
-			w.c.net.Kill(name)
-			gone, cancel := context.WithCancel(context.Background())
-			cancel()
-			_ = cl.Close(gone)
-		}
-		if done {
-			return
-		}
-		_ = sleep(ctx, time.Duration(rand.Uint64()%uint64(2*time.Second)))
-	}
-}
-
-// receive receives for a life; done once the subscription has all.
-func (w *crowd) receive(ctx context.Context, consumer *client.Consumer, s subscriptionPlan, name string, rand *chance) (done bool, err error) {
-	life := time.Now().Add(rand.span(2*time.Second, 10*time.Minute))
-	id := fmt.Sprintf("%s/%s", w.plan.Name, s.Name)
-	for n := 1; ; n++ {
-		receiving, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
-		m, err := consumer.Receive(receiving)
-		cancel()
-		switch {
-		case ctx.Err() != nil:
-			return false, ctx.Err()
-		case errors.Is(err, context.DeadlineExceeded):
-			select {
-			case <-w.drained:
-				if w.log.Missing(id) == 0 {
-					return true, nil
-				}
-			default:
-			}
-			if time.Now().After(life) {
-				return false, nil
-			}
-			continue
-		case err != nil:
-			return false, fmt.Errorf("receive: %w", err)
-		}
-		named, err := history.Parse(m.Value)
-		if err != nil {
-			w.c.problem("%s got a payload that nobody sent: %v", name, err)
-			return true, err
-		}
-		w.log.Delivered(id, named, int(m.ID.Partition), m.ID.String())
-		switch {
-		case s.Careless > 0 && rand.n(100) < s.Careless:
-			m.Nack()
-		case n%20 != 0:
-			if !s.Cumulative {
-				m.AckAsync()
-			}
-		case s.Cumulative:
-			w.answer(ctx, m.AckCumulative, s, id, m.ID.String())
-		default:
-			w.answer(ctx, m.Ack, s, id, m.ID.String())
-		}
-	}
-}
-
-// answer acknowledges and waits for the answer.
-func (w *crowd) answer(ctx context.Context, ack func(context.Context) error, s subscriptionPlan, id, position string) {
-	acking, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	if err := ack(acking); err == nil && s.Type == client.Exclusive {
-		w.log.Acked(id, position)
-	}
-}
-
-// audit reads all that the topic holds with a subscription that never was used.
-func (w *crowd) audit(ctx context.Context) error {
-	name := w.plan.Name + "-audit"
-	cl, err := w.c.connect(ctx, name, newChance(w.c.seed, w.stream(name)))
-	if err != nil {
-		return err
-	}
-	defer w.leave(cl)
-	consumer, err := cl.Subscribe(ctx, w.plan.Name, auditPlan.Name)
-	if err != nil {
-		return err
-	}
-	id := fmt.Sprintf("%s/%s", w.plan.Name, auditPlan.Name)
-	for w.log.Missing(id) > 0 {
-		m, err := consumer.Receive(ctx)
-		if err != nil {
-			return fmt.Errorf("%d acknowledged messages of %s are missing: %w", w.log.Missing(id), w.plan.Name, err)
-		}
-		named, err := history.Parse(m.Value)
-		if err != nil {
-			return fmt.Errorf("a payload that nobody sent: %w", err)
-		}
-		w.log.Delivered(id, named, int(m.ID.Partition), m.ID.String())
-	}
-	return consumer.Close(ctx)
 }
 
 // run publishes and consumes until stop ends and all is delivered, as long as
@@ -285,17 +161,4 @@ func (w *crowd) run(ctx context.Context) {
 			w.c.problem("audit: %v", err)
 		}
 	}
-}
-
-// judge reports what the history of the topic shows.
-func (w *crowd) judge() *history.Verdict {
-	id := func(name string) string { return fmt.Sprintf("%s/%s", w.plan.Name, name) }
-	var all, ordered []string
-	for _, s := range w.subscriptions() {
-		all = append(all, id(s.Name))
-		if s.Type != client.Shared {
-			ordered = append(ordered, id(s.Name))
-		}
-	}
-	return w.log.Check(all, ordered)
 }

@@ -6,6 +6,7 @@ import (
 
 	"github.com/magnetar-io/magnetar/bookie/ledger"
 	"github.com/magnetar-io/magnetar/client"
+	"github.com/magnetar-io/magnetar/e2e/history"
 )
 
 // plan is all that a seed decides before the run begins; faults are drawn as it
@@ -53,10 +54,25 @@ type subscriptionPlan struct {
 	Cumulative bool
 	// Careless is how many in a hundred messages are given back the first time.
 	Careless int
+	// Seeks: the first consumer moves the subscription after so many messages, on
+	// average; 0: never.
+	Seeks int
+}
+
+// promises is what the history is judged by.
+func (s *subscriptionPlan) promises() history.Kind {
+	switch s.Type {
+	case client.Shared:
+		return history.Shared
+	case client.Failover:
+		return history.Failover
+	}
+	return history.Exclusive
 }
 
 func newPlan(seed uint64, faults bool) plan {
 	c := newChance(seed, 1)
+	later := newChance(seed, 5) // so that what it decides alters nothing else
 	p := plan{
 		Brokers: c.from(2, 3), Bookies: c.from(3, 5), Discoveries: c.from(1, 2),
 		Quorum:      ledger.Quorum{Write: 3, Ack: 2},
@@ -107,6 +123,12 @@ func newPlan(seed uint64, faults bool) plan {
 				s.Cumulative = c.once(2)
 			case client.Shared:
 				s.Careless = c.n(10)
+			}
+			if s.Type != client.Shared && !s.Cumulative && later.once(3) {
+				s.Careless = later.n(5)
+			}
+			if later.once(4) {
+				s.Seeks = later.from(20, 200)
 			}
 			t.Subscriptions = append(t.Subscriptions, s)
 		}

@@ -70,15 +70,19 @@ func (c *cluster) story() {
 	ownership, watched := context.WithCancel(ctx)
 	defer watched()
 	var watching sync.WaitGroup
-	watching.Go(func() { c.watchOwners(ownership) })
+	var logs []*history.Log
+	for range c.plan.Topics {
+		logs = append(logs, history.New())
+	}
+	watching.Go(func() { c.watchOwners(ownership, logs) })
 	defer watching.Wait()
 	defer watched()
 
 	working, stop := context.WithTimeout(ctx, c.plan.Length)
 	defer stop()
 	var crowds []*crowd
-	for _, t := range c.plan.Topics {
-		w := &crowd{c: c, plan: t, log: history.New(), stop: working, drained: make(chan struct{})}
+	for i, t := range c.plan.Topics {
+		w := &crowd{c: c, plan: t, log: logs[i], stop: working, drained: make(chan struct{})}
 		preparing, cancel := context.WithTimeout(ctx, time.Minute)
 		err := w.prepare(preparing)
 		cancel()
@@ -107,7 +111,7 @@ func (c *cluster) story() {
 	case <-time.After(patience):
 		for _, w := range crowds {
 			for _, s := range w.subscriptions() {
-				if n := w.log.Missing(w.plan.Name + "/" + s.Name); n > 0 {
+				if n := w.log.Missing(s.Name); n > 0 {
 					c.problem("%d acknowledged messages have not come to %s of %s within %v", n, s.Name, w.plan.Name, patience)
 				}
 			}
@@ -116,9 +120,11 @@ func (c *cluster) story() {
 		<-finished
 	}
 	for _, w := range crowds {
-		v := w.judge()
+		v := w.log.Check()
 		c.counts.add("messages acknowledged", v.OK)
 		c.counts.add("messages delivered again", v.Redelivered)
+		c.counts.add("messages delivered again after the answer of their ack", v.AfterAck)
+		c.counts.add("messages delivered again behind a seek", v.Replayed)
 		if v.Bad() {
 			c.problem("%s: %v", w.plan.Name, v)
 		}
@@ -144,8 +150,8 @@ func (c *cluster) heal() {
 	}
 }
 
-// watchOwners counts the takeovers of bundles.
-func (c *cluster) watchOwners(ctx context.Context) {
+// watchOwners counts the takeovers of bundles, and notes them in the histories.
+func (c *cluster) watchOwners(ctx context.Context, logs []*history.Log) {
 	epochs := map[string]uint64{}
 	w := c.store.Watch(ctx, keys.Bundles(""), 0)
 	for {
@@ -170,6 +176,9 @@ func (c *cluster) watchOwners(ctx context.Context) {
 			}
 			if owner.Epoch > epochs[e.Key] && epochs[e.Key] > 0 {
 				c.counts.add("takeovers", 1)
+				for _, l := range logs { // which topics the bundle has is not told
+					l.Owner(fmt.Sprintf("%s: %s, epoch %d", e.Key, owner.Broker, owner.Epoch))
+				}
 			}
 			if owner.Epoch < epochs[e.Key] {
 				c.problem("epoch of %s went from %d to %d", e.Key, epochs[e.Key], owner.Epoch)
