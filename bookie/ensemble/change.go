@@ -31,12 +31,12 @@ func (w *Writer) tryChange(needed bool) {
 	now := w.c.now()
 	w.mu.Lock()
 	next, ok := w.core.beginChange(now, p)
-	old, rev := w.core.md, w.rev
+	old, rev, refusals := w.core.md, w.rev, refusals(w.core.slots)
 	w.settleLocked(now)
 	w.runUnlock(true)
 	if !ok {
 		if needed {
-			w.complain(p.missing(old.Quorum))
+			w.complain(fmt.Errorf("%w%s", p.missing(old.Quorum), refusals))
 		}
 		return
 	}

@@ -1,6 +1,7 @@
 package ensemble_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -9,6 +10,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/magnetar-io/magnetar/bookie/ensemble"
+	"github.com/magnetar-io/magnetar/bookie/ensemble/ensembletest"
+	"github.com/magnetar-io/magnetar/bookie/ledger"
 )
 
 // TestHelplessChangeSaysWhyOnce shows that a change nobody can help with is logged once
@@ -40,4 +43,36 @@ func TestHelplessChangeSaysWhyOnce(t *testing.T) {
 	if want := []string{"3 of 3 bookies writable", "1 of 1 bookies writable"}; !slices.Equal(reasons, want) {
 		t.Errorf("said %q, want %q; all of it:\n%s", reasons, want, log.String())
 	}
+}
+
+// TestTooLargeForEveryBookieIsSaid shows that where each bookie refuses an entry as
+// too large, without having said before what it takes, the log and an append beyond
+// the budget name the bookies with what they answered.
+func TestTooLargeForEveryBookieIsSaid(t *testing.T) {
+	var log strings.Builder
+	opts := ensemble.Options{Log: hclog.New(&hclog.LoggerOptions{Output: &log, Level: hclog.Warn}), BudgetBytes: 1 << 10}
+	playWith(t, 3, opts, func(t *testing.T, s *stage) {
+		for i := range 3 {
+			s.cluster.At(i).OnAdd(func(a ledger.Add) ensembletest.AddFault {
+				return ensembletest.AddFault{Err: fmt.Errorf("%d bytes in segments of 512: %w", len(a.Body), ledger.ErrTooLarge)}
+			})
+		}
+		w := s.create(threeTwo)
+		large := make([]byte, 600)
+		if _, err := w.Append(large, sum(large), func(ledger.EntryID, error) {}); err != nil {
+			t.Fatal(err)
+		}
+		after(time.Minute)
+		_, err := w.Append(large, sum(large), nil)
+		for i := range 3 {
+			want := s.cluster.At(i).Member().Bookie + " refuses: 600 bytes in segments of 512"
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("an append beyond the budget: %v, want %q in it", err, want)
+			}
+			if !strings.Contains(log.String(), want) {
+				t.Errorf("%q is not in the log:\n%s", want, log.String())
+			}
+		}
+		w.Abandon()
+	})
 }

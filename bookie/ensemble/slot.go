@@ -2,6 +2,8 @@ package ensemble
 
 import (
 	"errors"
+	"fmt"
+	"strings"
 	"time"
 
 	"github.com/magnetar-io/magnetar/bookie/ledger"
@@ -29,6 +31,7 @@ type slot struct {
 
 	health   health
 	definite bool          // failing in a way that trying again will not mend soon
+	tooLarge error         // why it refused an entry for its size, for people; nil: it did not
 	since    time.Duration // when it stopped being healthy
 	moved    time.Duration // when it last answered, or got its first add after having none
 	placed   time.Duration // when its member was put there
@@ -68,6 +71,19 @@ func (s *slot) failed(now time.Duration, definite bool) {
 func (s *slot) worked() {
 	s.created = true
 	s.health, s.definite, s.backoff = healthy, false, 0
+	s.tooLarge = nil
+}
+
+// refusals names the bookies that refused an entry for its size, with their words:
+// the directory may list them as writable. Empty: none did.
+func refusals(slots []slot) string {
+	var text strings.Builder
+	for s := range slots {
+		if sl := &slots[s]; sl.tooLarge != nil {
+			fmt.Fprintf(&text, "; %s refuses: %v", sl.member.Bookie, sl.tooLarge)
+		}
+	}
+	return text.String()
 }
 
 // A verdict is what the error of one add means to the ledger.

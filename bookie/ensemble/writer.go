@@ -135,8 +135,8 @@ func (w *Writer) tooBusyLocked() error {
 	w.accountLocked()
 	err := fmt.Errorf("ledger %d: %d bytes are in flight: %w", w.id, w.c.held.Load(), ledger.ErrTooBusy)
 	p := w.c.placer(w.class)
-	if p.writable() < w.core.md.Quorum.Ack {
-		err = fmt.Errorf("%w: %w", err, p.missing(w.core.md.Quorum))
+	if refusals := refusals(w.core.slots); p.writable() < w.core.md.Quorum.Ack || refusals != "" {
+		err = fmt.Errorf("%w: %w%s", err, p.missing(w.core.md.Quorum), refusals)
 	}
 	return err
 }

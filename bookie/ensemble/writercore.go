@@ -183,6 +183,9 @@ func (c *writerCore) answered(now time.Duration, s int, gen uint32, e ledger.Ent
 		return
 	case refused, uncertain:
 		sl.failed(now, v == refused)
+		if errors.Is(err, ledger.ErrTooLarge) {
+			sl.tooLarge = err
+		}
 		if e >= c.window.first {
 			c.window.at(e).sent &^= bit
 			sl.next = min(sl.next, e)

@@ -52,7 +52,8 @@ var (
 	ErrIncarnation = errors.New("ledger: wrong incarnation")
 	// ErrNotEnoughBookies reports that fewer than an ack quorum can be written.
 	ErrNotEnoughBookies = errors.New("ledger: not enough writable bookies")
-	// ErrTooLarge reports an entry above MaxBodyBytes.
+	// ErrTooLarge reports an entry above MaxBodyBytes, or above what the one asked
+	// takes.
 	ErrTooLarge = errors.New("ledger: entry too large")
 	// ErrStopping reports a node that is shutting down.
 	ErrStopping = errors.New("ledger: stopping")

@@ -29,7 +29,7 @@ var statuses = []struct {
 	{ledger.ErrIncarnation, bookiev1.Status_STATUS_WRONG_INCARNATION},
 	{ledger.ErrStopping, bookiev1.Status_STATUS_STOPPING},
 	{ErrInvalid, bookiev1.Status_STATUS_INVALID},
-	{ledger.ErrTooLarge, bookiev1.Status_STATUS_INVALID},
+	{ledger.ErrTooLarge, bookiev1.Status_STATUS_TOO_LARGE},
 }
 
 // StatusOf returns the status that stands for err; false when none does: then

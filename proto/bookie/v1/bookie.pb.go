@@ -35,6 +35,7 @@ const (
 	Status_STATUS_WRONG_INCARNATION Status = 9
 	Status_STATUS_STOPPING          Status = 10
 	Status_STATUS_INVALID           Status = 11
+	Status_STATUS_TOO_LARGE         Status = 12 // above what this bookie's log takes; smaller entries are stored
 )
 
 // Enum value maps for Status.
@@ -52,6 +53,7 @@ var (
 		9:  "STATUS_WRONG_INCARNATION",
 		10: "STATUS_STOPPING",
 		11: "STATUS_INVALID",
+		12: "STATUS_TOO_LARGE",
 	}
 	Status_value = map[string]int32{
 		"STATUS_OK":                0,
@@ -66,6 +68,7 @@ var (
 		"STATUS_WRONG_INCARNATION": 9,
 		"STATUS_STOPPING":          10,
 		"STATUS_INVALID":           11,
+		"STATUS_TOO_LARGE":         12,
 	}
 )
 
@@ -2535,7 +2538,7 @@ const file_proto_bookie_v1_bookie_proto_rawDesc = "" +
 	"cold_bytes\x18\x06 \x01(\x04R\tcoldBytes\x12&\n" +
 	"\x0fdisk_free_bytes\x18\a \x01(\x04R\rdiskFreeBytes\x12(\n" +
 	"\x10disk_total_bytes\x18\b \x01(\x04R\x0ediskTotalBytes\x12(\n" +
-	"\x10read_only_reason\x18\t \x01(\tR\x0ereadOnlyReason*\x81\x02\n" +
+	"\x10read_only_reason\x18\t \x01(\tR\x0ereadOnlyReason*\x97\x02\n" +
 	"\x06Status\x12\r\n" +
 	"\tSTATUS_OK\x10\x00\x12\x11\n" +
 	"\rSTATUS_ABSENT\x10\x01\x12\x12\n" +
@@ -2549,7 +2552,8 @@ const file_proto_bookie_v1_bookie_proto_rawDesc = "" +
 	"\x18STATUS_WRONG_INCARNATION\x10\t\x12\x13\n" +
 	"\x0fSTATUS_STOPPING\x10\n" +
 	"\x12\x12\n" +
-	"\x0eSTATUS_INVALID\x10\v*H\n" +
+	"\x0eSTATUS_INVALID\x10\v\x12\x14\n" +
+	"\x10STATUS_TOO_LARGE\x10\f*H\n" +
 	"\aAddFlag\x12\x11\n" +
 	"\rADD_FLAG_NONE\x10\x00\x12\x13\n" +
 	"\x0fADD_FLAG_CREATE\x10\x01\x12\x15\n" +
