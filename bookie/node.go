@@ -171,6 +171,7 @@ func (n *Node) Describe() ledger.Description {
 		ColdBytes:      uint64(n.cold.Usage().FileBytes),
 		DiskFreeBytes:  s.freeBytes,
 		DiskTotalBytes: s.totalBytes,
+		MaxEntryBytes:  uint64(n.opts.MaxEntryBytes()),
 	}
 	if n.table.Limbo() {
 		d.ReadOnly, d.ReadOnlyReason = true, "the log lost records: replace this bookie's storage"

@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/magnetar-io/magnetar/bookie/internal/hotlog"
 	"github.com/magnetar-io/magnetar/internal/vfs"
 )
 
@@ -85,6 +86,10 @@ func (o Options) withDefaults() Options {
 	}
 	return o
 }
+
+// MaxEntryBytes is the largest body of an entry that a node opened with o takes: the
+// log keeps each entry within one segment.
+func (o Options) MaxEntryBytes() int64 { return hotlog.LargestBody(o.withDefaults().SegmentBytes) }
 
 const (
 	minSegmentBytes   = 128 << 10

@@ -219,6 +219,7 @@ func (r *Registration) liveRecord(readOnly bool) *metav1.Bookie {
 		Pid:            new(int64(os.Getpid())),
 		DiskFreeBytes:  new(d.DiskFreeBytes),
 		DiskTotalBytes: new(d.DiskTotalBytes),
+		MaxEntryBytes:  new(d.MaxEntryBytes),
 	}.Build()
 }
 

@@ -71,7 +71,8 @@ func TestRegistration(t *testing.T) {
 		<-r.Registered()
 		var live metav1.Bookie
 		if !getRecord(t, store, keys.Bookie("bookie-1"), &live) || live.GetIncarnation() != n.Identity().Incarnation ||
-			live.GetAddress() != "host:1" || live.GetRack() != "r1" || live.GetReadOnly() {
+			live.GetAddress() != "host:1" || live.GetRack() != "r1" || live.GetReadOnly() ||
+			live.GetMaxEntryBytes() != n.Describe().MaxEntryBytes || live.GetMaxEntryBytes() == 0 {
 			t.Errorf("live record %v", &live)
 		}
 		var lasting metav1.BookieIdentity

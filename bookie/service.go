@@ -234,5 +234,6 @@ func (s *service) Describe(context.Context, *bookiev1.DescribeRequest) (*bookiev
 		ColdBytes:      new(d.ColdBytes),
 		DiskFreeBytes:  new(d.DiskFreeBytes),
 		DiskTotalBytes: new(d.DiskTotalBytes),
+		MaxEntryBytes:  new(d.MaxEntryBytes),
 	}.Build(), nil
 }

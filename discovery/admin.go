@@ -214,6 +214,7 @@ func (s *AdminService) ListBookies(ctx context.Context, _ *adminv1.ListBookiesRe
 			Id: proto.String(id), Incarnation: proto.String(r.GetIncarnation()), Address: proto.String(r.GetAddress()),
 			Rack: proto.String(r.GetRack()), State: proto.String(state), Pid: proto.Int64(r.GetPid()),
 			DiskFreeBytes: proto.Uint64(r.GetDiskFreeBytes()), DiskTotalBytes: proto.Uint64(r.GetDiskTotalBytes()),
+			MaxEntryBytes: proto.Uint64(r.GetMaxEntryBytes()),
 		}.Build()
 	}
 	b := adminv1.ListBookiesResponse_builder{}

@@ -469,7 +469,7 @@ func TestAdminBookies(t *testing.T) {
 		put(keys.BookieIdentity(id), metav1.BookieIdentity_builder{Incarnation: proto.String("i")}.Build())
 	}
 	put(keys.Bookie("b1"), metav1.Bookie_builder{Address: proto.String("b1:1"), Incarnation: proto.String("i")}.Build())
-	put(keys.Bookie("b3"), metav1.Bookie_builder{ReadOnly: proto.Bool(true), Incarnation: proto.String("i")}.Build())
+	put(keys.Bookie("b3"), metav1.Bookie_builder{ReadOnly: proto.Bool(true), Incarnation: proto.String("i"), MaxEntryBytes: proto.Uint64(4096)}.Build())
 	r, err := d.admin.ListBookies(t.Context(), &adminv1.ListBookiesRequest{})
 	if err != nil || len(r.GetBookies()) != 3 {
 		t.Fatalf("bookies: %v, %v", r, err)
@@ -478,5 +478,8 @@ func TestAdminBookies(t *testing.T) {
 		if b := r.GetBookies()[i]; b.GetState() != want || b.GetIncarnation() != "i" {
 			t.Errorf("bookie %v, want %s", b, want)
 		}
+	}
+	if got := r.GetBookies()[2].GetMaxEntryBytes(); got != 4096 {
+		t.Errorf("largest entry of the last bookie: %d bytes", got)
 	}
 }

@@ -76,4 +76,5 @@ type Description struct {
 	ColdBytes      uint64 // on disk, sorted
 	DiskFreeBytes  uint64
 	DiskTotalBytes uint64
+	MaxEntryBytes  uint64 // largest body taken
 }

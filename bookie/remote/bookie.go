@@ -175,6 +175,7 @@ func (b *Bookie) Describe(ctx context.Context) (ledger.Description, error) {
 		ColdBytes:      response.GetColdBytes(),
 		DiskFreeBytes:  response.GetDiskFreeBytes(),
 		DiskTotalBytes: response.GetDiskTotalBytes(),
+		MaxEntryBytes:  response.GetMaxEntryBytes(),
 	}, nil
 }
 

@@ -686,3 +686,26 @@ func TestAnswersNobodyAskedFor(t *testing.T) {
 		t.Errorf("got %v, want an unknown outcome", err)
 	}
 }
+
+// TestLargestEntry shows that a bookie says exactly how large an entry it takes: a
+// body of that size is stored, and one byte more is refused as too large, which a
+// writer elsewhere can tell from every other refusal.
+func TestLargestEntry(t *testing.T) {
+	n, _ := openNode(t)
+	b := connect(t, serve(t, n.Register), n.Member(), nil)
+	ctx := testContext(t)
+	d, err := b.Describe(ctx)
+	if err != nil || d.MaxEntryBytes < 8<<20-64<<10 || d.MaxEntryBytes > 8<<20 {
+		t.Fatalf("%+v, %v; want a little less than the segments of 8 MiB", d, err)
+	}
+	if err := <-send(b, entryOf(7, 0, int(d.MaxEntryBytes)+1)); !errors.Is(err, ledger.ErrTooLarge) {
+		t.Errorf("a byte too much: %v", err)
+	}
+	if err := <-send(b, entryOf(7, 0, int(d.MaxEntryBytes))); err != nil {
+		t.Errorf("the largest entry: %v", err)
+	}
+	reply, err := b.Read(ctx, ledger.ReadRequest{Ledger: 7, First: 0, Last: 0})
+	if err != nil || len(reply.Entries) != 1 || reply.Entries[0].Status != ledger.Found {
+		t.Errorf("the largest entry is read as %d answers, %v", len(reply.Entries), err)
+	}
+}

@@ -263,6 +263,7 @@ type bookieView struct {
 	PID            int64  `json:"pid"`
 	DiskFreeBytes  uint64 `json:"diskFreeBytes"`
 	DiskTotalBytes uint64 `json:"diskTotalBytes"`
+	MaxEntryBytes  uint64 `json:"maxEntryBytes"` // 0: not known
 }
 
 var bookieColumns = []column[bookieView]{
@@ -275,6 +276,14 @@ var bookieColumns = []column[bookieView]{
 	{"PID", func(v bookieView) string { return fmt.Sprint(v.PID) }},
 }
 
+// largestEntry is what a bookie takes, which its segments bound.
+func (v bookieView) largestEntry() string {
+	if v.MaxEntryBytes == 0 {
+		return "not known"
+	}
+	return fmt.Sprintf("%d bytes", v.MaxEntryBytes)
+}
+
 func (q *asker) bookies(ctx context.Context) ([]bookieView, error) {
 	resp, err := q.admin.ListBookies(ctx, &adminv1.ListBookiesRequest{})
 	if err != nil {
@@ -283,7 +292,7 @@ func (q *asker) bookies(ctx context.Context) ([]bookieView, error) {
 	var rows []bookieView
 	for _, b := range resp.GetBookies() {
 		rows = append(rows, bookieView{b.GetId(), b.GetIncarnation(), b.GetAddress(), b.GetRack(), b.GetState(), b.GetPid(),
-			b.GetDiskFreeBytes(), b.GetDiskTotalBytes()})
+			b.GetDiskFreeBytes(), b.GetDiskTotalBytes(), b.GetMaxEntryBytes()})
 	}
 	return rows, nil
 }
@@ -308,7 +317,7 @@ func (a *app) bookieClientCommands() []*cobra.Command {
 			}
 			for _, r := range rows {
 				if r.ID == args[0] {
-					return printOne(a, r, fields(bookieColumns))
+					return printOne(a, r, append(fields(bookieColumns), column[bookieView]{"largest entry", bookieView.largestEntry}))
 				}
 			}
 			return notFoundf("there is no bookie %q; 'magnetar bookie list' shows those there are", args[0])

@@ -4,6 +4,7 @@ import (
 	"math/bits"
 	"sync"
 
+	"github.com/magnetar-io/magnetar/bookie/ledger"
 	"github.com/magnetar-io/magnetar/internal/vfs"
 )
 
@@ -177,6 +178,12 @@ func (p *plan) roll() { p.segment, p.sequence, p.offset = p.segment+1, 0, blockB
 
 // close fixes the size of g; nothing may be added to it afterwards.
 func (p *plan) close(g *group) { p.offset = g.offset + int64(g.fileBytes()) }
+
+// LargestBody is the largest body of an entry that a log with segments of that size
+// takes.
+func LargestBody(segmentBytes int64) int64 {
+	return largestPayload(segmentBytes) - ledger.EnvelopeBytes
+}
 
 // largestPayload is the most one record may carry in segments of that size.
 func largestPayload(segmentBytes int64) int64 {

@@ -3647,6 +3647,7 @@ type BookieSummary struct {
 	xxx_hidden_Pid            int64                  `protobuf:"varint,6,opt,name=pid"`
 	xxx_hidden_DiskFreeBytes  uint64                 `protobuf:"varint,7,opt,name=disk_free_bytes,json=diskFreeBytes"`
 	xxx_hidden_DiskTotalBytes uint64                 `protobuf:"varint,8,opt,name=disk_total_bytes,json=diskTotalBytes"`
+	xxx_hidden_MaxEntryBytes  uint64                 `protobuf:"varint,9,opt,name=max_entry_bytes,json=maxEntryBytes"`
 	XXX_raceDetectHookData    protoimpl.RaceDetectHookData
 	XXX_presence              [1]uint32
 	unknownFields             protoimpl.UnknownFields
@@ -3749,44 +3750,56 @@ func (x *BookieSummary) GetDiskTotalBytes() uint64 {
 	return 0
 }
 
+func (x *BookieSummary) GetMaxEntryBytes() uint64 {
+	if x != nil {
+		return x.xxx_hidden_MaxEntryBytes
+	}
+	return 0
+}
+
 func (x *BookieSummary) SetId(v string) {
 	x.xxx_hidden_Id = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 8)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 9)
 }
 
 func (x *BookieSummary) SetIncarnation(v string) {
 	x.xxx_hidden_Incarnation = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 8)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 9)
 }
 
 func (x *BookieSummary) SetAddress(v string) {
 	x.xxx_hidden_Address = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 8)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 9)
 }
 
 func (x *BookieSummary) SetRack(v string) {
 	x.xxx_hidden_Rack = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 8)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 9)
 }
 
 func (x *BookieSummary) SetState(v string) {
 	x.xxx_hidden_State = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 4, 8)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 4, 9)
 }
 
 func (x *BookieSummary) SetPid(v int64) {
 	x.xxx_hidden_Pid = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 5, 8)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 5, 9)
 }
 
 func (x *BookieSummary) SetDiskFreeBytes(v uint64) {
 	x.xxx_hidden_DiskFreeBytes = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 6, 8)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 6, 9)
 }
 
 func (x *BookieSummary) SetDiskTotalBytes(v uint64) {
 	x.xxx_hidden_DiskTotalBytes = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 7, 8)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 7, 9)
+}
+
+func (x *BookieSummary) SetMaxEntryBytes(v uint64) {
+	x.xxx_hidden_MaxEntryBytes = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 8, 9)
 }
 
 func (x *BookieSummary) HasId() bool {
@@ -3845,6 +3858,13 @@ func (x *BookieSummary) HasDiskTotalBytes() bool {
 	return protoimpl.X.Present(&(x.XXX_presence[0]), 7)
 }
 
+func (x *BookieSummary) HasMaxEntryBytes() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 8)
+}
+
 func (x *BookieSummary) ClearId() {
 	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 0)
 	x.xxx_hidden_Id = nil
@@ -3885,6 +3905,11 @@ func (x *BookieSummary) ClearDiskTotalBytes() {
 	x.xxx_hidden_DiskTotalBytes = 0
 }
 
+func (x *BookieSummary) ClearMaxEntryBytes() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 8)
+	x.xxx_hidden_MaxEntryBytes = 0
+}
+
 type BookieSummary_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
@@ -3896,6 +3921,7 @@ type BookieSummary_builder struct {
 	Pid            *int64
 	DiskFreeBytes  *uint64
 	DiskTotalBytes *uint64
+	MaxEntryBytes  *uint64
 }
 
 func (b0 BookieSummary_builder) Build() *BookieSummary {
@@ -3903,36 +3929,40 @@ func (b0 BookieSummary_builder) Build() *BookieSummary {
 	b, x := &b0, m0
 	_, _ = b, x
 	if b.Id != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 8)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 9)
 		x.xxx_hidden_Id = b.Id
 	}
 	if b.Incarnation != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 8)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 9)
 		x.xxx_hidden_Incarnation = b.Incarnation
 	}
 	if b.Address != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 8)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 9)
 		x.xxx_hidden_Address = b.Address
 	}
 	if b.Rack != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 8)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 9)
 		x.xxx_hidden_Rack = b.Rack
 	}
 	if b.State != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 4, 8)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 4, 9)
 		x.xxx_hidden_State = b.State
 	}
 	if b.Pid != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 5, 8)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 5, 9)
 		x.xxx_hidden_Pid = *b.Pid
 	}
 	if b.DiskFreeBytes != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 6, 8)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 6, 9)
 		x.xxx_hidden_DiskFreeBytes = *b.DiskFreeBytes
 	}
 	if b.DiskTotalBytes != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 7, 8)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 7, 9)
 		x.xxx_hidden_DiskTotalBytes = *b.DiskTotalBytes
+	}
+	if b.MaxEntryBytes != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 8, 9)
+		x.xxx_hidden_MaxEntryBytes = *b.MaxEntryBytes
 	}
 	return m0
 }
@@ -6689,7 +6719,7 @@ const file_proto_admin_v1_admin_proto_rawDesc = "" +
 	"\x15DescribeLedgerRequest\x12\x16\n" +
 	"\x06ledger\x18\x01 \x01(\x03R\x06ledger\"R\n" +
 	"\x16DescribeLedgerResponse\x128\n" +
-	"\x06ledger\x18\x01 \x01(\v2 .magnetar.admin.v1.LedgerSummaryR\x06ledger\"\xe9\x01\n" +
+	"\x06ledger\x18\x01 \x01(\v2 .magnetar.admin.v1.LedgerSummaryR\x06ledger\"\x91\x02\n" +
 	"\rBookieSummary\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\tR\vincarnation\x12\x18\n" +
@@ -6698,7 +6728,8 @@ const file_proto_admin_v1_admin_proto_rawDesc = "" +
 	"\x05state\x18\x05 \x01(\tR\x05state\x12\x10\n" +
 	"\x03pid\x18\x06 \x01(\x03R\x03pid\x12&\n" +
 	"\x0fdisk_free_bytes\x18\a \x01(\x04R\rdiskFreeBytes\x12(\n" +
-	"\x10disk_total_bytes\x18\b \x01(\x04R\x0ediskTotalBytes\"\x14\n" +
+	"\x10disk_total_bytes\x18\b \x01(\x04R\x0ediskTotalBytes\x12&\n" +
+	"\x0fmax_entry_bytes\x18\t \x01(\x04R\rmaxEntryBytes\"\x14\n" +
 	"\x12ListBookiesRequest\"Q\n" +
 	"\x13ListBookiesResponse\x12:\n" +
 	"\abookies\x18\x01 \x03(\v2 .magnetar.admin.v1.BookieSummaryR\abookies\"U\n" +

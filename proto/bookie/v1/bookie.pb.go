@@ -2138,6 +2138,7 @@ type DescribeResponse struct {
 	xxx_hidden_DiskFreeBytes  uint64                 `protobuf:"varint,7,opt,name=disk_free_bytes,json=diskFreeBytes"`
 	xxx_hidden_DiskTotalBytes uint64                 `protobuf:"varint,8,opt,name=disk_total_bytes,json=diskTotalBytes"`
 	xxx_hidden_ReadOnlyReason *string                `protobuf:"bytes,9,opt,name=read_only_reason,json=readOnlyReason"`
+	xxx_hidden_MaxEntryBytes  uint64                 `protobuf:"varint,10,opt,name=max_entry_bytes,json=maxEntryBytes"`
 	XXX_raceDetectHookData    protoimpl.RaceDetectHookData
 	XXX_presence              [1]uint32
 	unknownFields             protoimpl.UnknownFields
@@ -2241,49 +2242,61 @@ func (x *DescribeResponse) GetReadOnlyReason() string {
 	return ""
 }
 
+func (x *DescribeResponse) GetMaxEntryBytes() uint64 {
+	if x != nil {
+		return x.xxx_hidden_MaxEntryBytes
+	}
+	return 0
+}
+
 func (x *DescribeResponse) SetId(v string) {
 	x.xxx_hidden_Id = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 9)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 10)
 }
 
 func (x *DescribeResponse) SetIncarnation(v string) {
 	x.xxx_hidden_Incarnation = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 9)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 10)
 }
 
 func (x *DescribeResponse) SetReadOnly(v bool) {
 	x.xxx_hidden_ReadOnly = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 9)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 10)
 }
 
 func (x *DescribeResponse) SetLedgers(v uint64) {
 	x.xxx_hidden_Ledgers = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 9)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 10)
 }
 
 func (x *DescribeResponse) SetHotBytes(v uint64) {
 	x.xxx_hidden_HotBytes = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 4, 9)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 4, 10)
 }
 
 func (x *DescribeResponse) SetColdBytes(v uint64) {
 	x.xxx_hidden_ColdBytes = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 5, 9)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 5, 10)
 }
 
 func (x *DescribeResponse) SetDiskFreeBytes(v uint64) {
 	x.xxx_hidden_DiskFreeBytes = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 6, 9)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 6, 10)
 }
 
 func (x *DescribeResponse) SetDiskTotalBytes(v uint64) {
 	x.xxx_hidden_DiskTotalBytes = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 7, 9)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 7, 10)
 }
 
 func (x *DescribeResponse) SetReadOnlyReason(v string) {
 	x.xxx_hidden_ReadOnlyReason = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 8, 9)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 8, 10)
+}
+
+func (x *DescribeResponse) SetMaxEntryBytes(v uint64) {
+	x.xxx_hidden_MaxEntryBytes = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 9, 10)
 }
 
 func (x *DescribeResponse) HasId() bool {
@@ -2349,6 +2362,13 @@ func (x *DescribeResponse) HasReadOnlyReason() bool {
 	return protoimpl.X.Present(&(x.XXX_presence[0]), 8)
 }
 
+func (x *DescribeResponse) HasMaxEntryBytes() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 9)
+}
+
 func (x *DescribeResponse) ClearId() {
 	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 0)
 	x.xxx_hidden_Id = nil
@@ -2394,6 +2414,11 @@ func (x *DescribeResponse) ClearReadOnlyReason() {
 	x.xxx_hidden_ReadOnlyReason = nil
 }
 
+func (x *DescribeResponse) ClearMaxEntryBytes() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 9)
+	x.xxx_hidden_MaxEntryBytes = 0
+}
+
 type DescribeResponse_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
@@ -2406,6 +2431,7 @@ type DescribeResponse_builder struct {
 	DiskFreeBytes  *uint64
 	DiskTotalBytes *uint64
 	ReadOnlyReason *string
+	MaxEntryBytes  *uint64
 }
 
 func (b0 DescribeResponse_builder) Build() *DescribeResponse {
@@ -2413,40 +2439,44 @@ func (b0 DescribeResponse_builder) Build() *DescribeResponse {
 	b, x := &b0, m0
 	_, _ = b, x
 	if b.Id != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 9)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 10)
 		x.xxx_hidden_Id = b.Id
 	}
 	if b.Incarnation != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 9)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 10)
 		x.xxx_hidden_Incarnation = b.Incarnation
 	}
 	if b.ReadOnly != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 9)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 10)
 		x.xxx_hidden_ReadOnly = *b.ReadOnly
 	}
 	if b.Ledgers != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 9)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 10)
 		x.xxx_hidden_Ledgers = *b.Ledgers
 	}
 	if b.HotBytes != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 4, 9)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 4, 10)
 		x.xxx_hidden_HotBytes = *b.HotBytes
 	}
 	if b.ColdBytes != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 5, 9)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 5, 10)
 		x.xxx_hidden_ColdBytes = *b.ColdBytes
 	}
 	if b.DiskFreeBytes != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 6, 9)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 6, 10)
 		x.xxx_hidden_DiskFreeBytes = *b.DiskFreeBytes
 	}
 	if b.DiskTotalBytes != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 7, 9)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 7, 10)
 		x.xxx_hidden_DiskTotalBytes = *b.DiskTotalBytes
 	}
 	if b.ReadOnlyReason != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 8, 9)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 8, 10)
 		x.xxx_hidden_ReadOnlyReason = b.ReadOnlyReason
+	}
+	if b.MaxEntryBytes != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 9, 10)
+		x.xxx_hidden_MaxEntryBytes = *b.MaxEntryBytes
 	}
 	return m0
 }
@@ -2527,7 +2557,7 @@ const file_proto_bookie_v1_bookie_proto_rawDesc = "" +
 	"\x04more\x18\x02 \x01(\bR\x04more\x122\n" +
 	"\x06status\x18\x03 \x01(\x0e2\x1a.magnetar.bookie.v1.StatusR\x06status\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\"\x11\n" +
-	"\x0fDescribeRequest\"\xb3\x02\n" +
+	"\x0fDescribeRequest\"\xdb\x02\n" +
 	"\x10DescribeResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12 \n" +
 	"\vincarnation\x18\x02 \x01(\tR\vincarnation\x12\x1b\n" +
@@ -2538,7 +2568,9 @@ const file_proto_bookie_v1_bookie_proto_rawDesc = "" +
 	"cold_bytes\x18\x06 \x01(\x04R\tcoldBytes\x12&\n" +
 	"\x0fdisk_free_bytes\x18\a \x01(\x04R\rdiskFreeBytes\x12(\n" +
 	"\x10disk_total_bytes\x18\b \x01(\x04R\x0ediskTotalBytes\x12(\n" +
-	"\x10read_only_reason\x18\t \x01(\tR\x0ereadOnlyReason*\x97\x02\n" +
+	"\x10read_only_reason\x18\t \x01(\tR\x0ereadOnlyReason\x12&\n" +
+	"\x0fmax_entry_bytes\x18\n" +
+	" \x01(\x04R\rmaxEntryBytes*\x97\x02\n" +
 	"\x06Status\x12\r\n" +
 	"\tSTATUS_OK\x10\x00\x12\x11\n" +
 	"\rSTATUS_ABSENT\x10\x01\x12\x12\n" +

@@ -535,6 +535,7 @@ type Bookie struct {
 	xxx_hidden_DiskFreeBytes  uint64                 `protobuf:"varint,7,opt,name=disk_free_bytes,json=diskFreeBytes"`
 	xxx_hidden_DiskTotalBytes uint64                 `protobuf:"varint,8,opt,name=disk_total_bytes,json=diskTotalBytes"`
 	xxx_hidden_HttpAddress    *string                `protobuf:"bytes,9,opt,name=http_address,json=httpAddress"`
+	xxx_hidden_MaxEntryBytes  uint64                 `protobuf:"varint,10,opt,name=max_entry_bytes,json=maxEntryBytes"`
 	XXX_raceDetectHookData    protoimpl.RaceDetectHookData
 	XXX_presence              [1]uint32
 	unknownFields             protoimpl.UnknownFields
@@ -644,49 +645,61 @@ func (x *Bookie) GetHttpAddress() string {
 	return ""
 }
 
+func (x *Bookie) GetMaxEntryBytes() uint64 {
+	if x != nil {
+		return x.xxx_hidden_MaxEntryBytes
+	}
+	return 0
+}
+
 func (x *Bookie) SetIncarnation(v string) {
 	x.xxx_hidden_Incarnation = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 9)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 10)
 }
 
 func (x *Bookie) SetAddress(v string) {
 	x.xxx_hidden_Address = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 9)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 10)
 }
 
 func (x *Bookie) SetRack(v string) {
 	x.xxx_hidden_Rack = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 9)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 10)
 }
 
 func (x *Bookie) SetReadOnly(v bool) {
 	x.xxx_hidden_ReadOnly = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 9)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 10)
 }
 
 func (x *Bookie) SetPid(v int64) {
 	x.xxx_hidden_Pid = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 4, 9)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 4, 10)
 }
 
 func (x *Bookie) SetVersion(v string) {
 	x.xxx_hidden_Version = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 5, 9)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 5, 10)
 }
 
 func (x *Bookie) SetDiskFreeBytes(v uint64) {
 	x.xxx_hidden_DiskFreeBytes = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 6, 9)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 6, 10)
 }
 
 func (x *Bookie) SetDiskTotalBytes(v uint64) {
 	x.xxx_hidden_DiskTotalBytes = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 7, 9)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 7, 10)
 }
 
 func (x *Bookie) SetHttpAddress(v string) {
 	x.xxx_hidden_HttpAddress = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 8, 9)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 8, 10)
+}
+
+func (x *Bookie) SetMaxEntryBytes(v uint64) {
+	x.xxx_hidden_MaxEntryBytes = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 9, 10)
 }
 
 func (x *Bookie) HasIncarnation() bool {
@@ -752,6 +765,13 @@ func (x *Bookie) HasHttpAddress() bool {
 	return protoimpl.X.Present(&(x.XXX_presence[0]), 8)
 }
 
+func (x *Bookie) HasMaxEntryBytes() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 9)
+}
+
 func (x *Bookie) ClearIncarnation() {
 	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 0)
 	x.xxx_hidden_Incarnation = nil
@@ -797,6 +817,11 @@ func (x *Bookie) ClearHttpAddress() {
 	x.xxx_hidden_HttpAddress = nil
 }
 
+func (x *Bookie) ClearMaxEntryBytes() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 9)
+	x.xxx_hidden_MaxEntryBytes = 0
+}
+
 type Bookie_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
@@ -809,6 +834,9 @@ type Bookie_builder struct {
 	DiskFreeBytes  *uint64
 	DiskTotalBytes *uint64
 	HttpAddress    *string
+	// The largest body of an entry that it takes; 0: it does not say, and is held to
+	// take every entry there may be.
+	MaxEntryBytes *uint64
 }
 
 func (b0 Bookie_builder) Build() *Bookie {
@@ -816,40 +844,44 @@ func (b0 Bookie_builder) Build() *Bookie {
 	b, x := &b0, m0
 	_, _ = b, x
 	if b.Incarnation != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 9)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 10)
 		x.xxx_hidden_Incarnation = b.Incarnation
 	}
 	if b.Address != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 9)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 10)
 		x.xxx_hidden_Address = b.Address
 	}
 	if b.Rack != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 9)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 10)
 		x.xxx_hidden_Rack = b.Rack
 	}
 	if b.ReadOnly != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 9)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 10)
 		x.xxx_hidden_ReadOnly = *b.ReadOnly
 	}
 	if b.Pid != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 4, 9)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 4, 10)
 		x.xxx_hidden_Pid = *b.Pid
 	}
 	if b.Version != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 5, 9)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 5, 10)
 		x.xxx_hidden_Version = b.Version
 	}
 	if b.DiskFreeBytes != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 6, 9)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 6, 10)
 		x.xxx_hidden_DiskFreeBytes = *b.DiskFreeBytes
 	}
 	if b.DiskTotalBytes != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 7, 9)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 7, 10)
 		x.xxx_hidden_DiskTotalBytes = *b.DiskTotalBytes
 	}
 	if b.HttpAddress != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 8, 9)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 8, 10)
 		x.xxx_hidden_HttpAddress = b.HttpAddress
+	}
+	if b.MaxEntryBytes != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 9, 10)
+		x.xxx_hidden_MaxEntryBytes = *b.MaxEntryBytes
 	}
 	return m0
 }
@@ -3403,7 +3435,7 @@ const file_proto_meta_v1_meta_proto_rawDesc = "" +
 	"\fhttp_address\x18\x03 \x01(\tR\vhttpAddress\x12\x10\n" +
 	"\x03pid\x18\x04 \x01(\x03R\x03pid\x12\x18\n" +
 	"\aversion\x18\x05 \x01(\tR\aversion\x12\"\n" +
-	"\rstarted_at_ms\x18\x06 \x01(\x03R\vstartedAtMs\"\x96\x02\n" +
+	"\rstarted_at_ms\x18\x06 \x01(\x03R\vstartedAtMs\"\xbe\x02\n" +
 	"\x06Bookie\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\tR\vincarnation\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x12\n" +
@@ -3413,7 +3445,9 @@ const file_proto_meta_v1_meta_proto_rawDesc = "" +
 	"\aversion\x18\x06 \x01(\tR\aversion\x12&\n" +
 	"\x0fdisk_free_bytes\x18\a \x01(\x04R\rdiskFreeBytes\x12(\n" +
 	"\x10disk_total_bytes\x18\b \x01(\x04R\x0ediskTotalBytes\x12!\n" +
-	"\fhttp_address\x18\t \x01(\tR\vhttpAddress\"\x80\x01\n" +
+	"\fhttp_address\x18\t \x01(\tR\vhttpAddress\x12&\n" +
+	"\x0fmax_entry_bytes\x18\n" +
+	" \x01(\x04R\rmaxEntryBytes\"\x80\x01\n" +
 	"\x0eBookieIdentity\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\tR\vincarnation\x12\x1f\n" +
 	"\vstart_count\x18\x02 \x01(\x04R\n" +
