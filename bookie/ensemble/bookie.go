@@ -43,4 +43,12 @@ type Candidate struct {
 	Member   ledger.Member
 	Rack     string // "": unknown, which counts as a rack of its own
 	ReadOnly bool   // takes adds of Control ledgers only
+	// MaxBodyBytes is the largest body it takes; 0: not known, and held to be
+	// ledger.MaxBodyBytes.
+	MaxBodyBytes int64
+}
+
+// takes reports whether a body of so many bytes fits.
+func (c Candidate) takes(bodyBytes int64) bool {
+	return c.MaxBodyBytes == 0 || bodyBytes <= c.MaxBodyBytes
 }

@@ -139,6 +139,8 @@ func (c *Client) placer(class ledger.Class) *placer {
 	return &placer{
 		candidates: c.opts.Directory.Candidates(),
 		class:      class,
+		bodyBytes:  c.largestBody(class),
+		remedy:     remedyBefore,
 		rand:       c.opts.Rand,
 		avoid:      func(m ledger.Member) bool { return c.ref(m).failedLately(now) },
 		mayReplaceSlow: func(m ledger.Member) bool {
@@ -151,7 +153,29 @@ func (c *Client) placer(class ledger.Class) *placer {
 // quorum q, although enough are alive: their disks are full.
 func (c *Client) OutOfRoom(class ledger.Class, q ledger.Quorum) bool {
 	p := c.placer(class)
-	return p.writable() < q.Ack && len(p.candidates) >= q.Ack
+	return p.count(p.hasRoom) < q.Ack && len(p.candidates) >= q.Ack
+}
+
+// largestBody is the demand on the bookies of a ledger of that class.
+func (c *Client) largestBody(class ledger.Class) int64 {
+	if class == ledger.Control {
+		return 0
+	}
+	return c.opts.MaxBodyBytes
+}
+
+// TooSmall says why no ledger of a class and quorum q can be had for want of
+// bookies that take the largest bodies, although enough are alive and have room:
+// nothing but an operator mends that, so waiting is no answer. nil: it is not so.
+func (c *Client) TooSmall(class ledger.Class, q ledger.Quorum) error {
+	if c.largestBody(class) == 0 {
+		return nil
+	}
+	p := c.placer(class)
+	if p.writable() >= q.Ack || p.count(p.hasRoom) < q.Ack {
+		return nil
+	}
+	return p.missing(q)
 }
 
 // reserve takes n bytes of the budget for bodies.

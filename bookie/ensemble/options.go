@@ -9,6 +9,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/magnetar-io/magnetar/bookie/ledger"
 	"github.com/magnetar-io/magnetar/discovery/meta"
 	"github.com/magnetar-io/magnetar/discovery/meta/layout"
 )
@@ -37,6 +38,10 @@ type Options struct {
 	// acknowledged bodies kept for bookies that lag; 0: a quarter of BudgetBytes.
 	// A ledger always has one add on its way to each bookie.
 	BookieBytes int64
+	// MaxBodyBytes is the largest body that will be appended to ledgers of class Data:
+	// bookies that take less get none of them. 0: no demand is made. Control ledgers
+	// make none, for a ledger of theirs has to be possible on every bookie.
+	MaxBodyBytes int64
 	// AddTimeout after which a bookie that does not answer is suspect; 0: 2 s.
 	AddTimeout time.Duration
 	// RefillAfter is how long a slot may be vacant, failing or silent, while the
@@ -87,10 +92,14 @@ func (o *Options) Validate() error {
 		"BudgetBytes": o.BudgetBytes, "BookieBytes": o.BookieBytes, "AddTimeout": int64(o.AddTimeout),
 		"RefillAfter": int64(o.RefillAfter), "RepairAfter": int64(o.RepairAfter), "CloseGrace": int64(o.CloseGrace),
 		"SuspectChanges": int64(o.SuspectChanges), "HedgeAfter": int64(o.HedgeAfter), "RecoveryReadBytes": int64(o.RecoveryReadBytes),
+		"MaxBodyBytes": o.MaxBodyBytes,
 	} {
 		if v < 0 {
 			faults = append(faults, fmt.Errorf("ensemble: Options.%s is negative", name))
 		}
+	}
+	if o.MaxBodyBytes > ledger.MaxBodyBytes {
+		faults = append(faults, fmt.Errorf("ensemble: Options.MaxBodyBytes is %d: an entry has at most %d", o.MaxBodyBytes, ledger.MaxBodyBytes))
 	}
 	return errors.Join(faults...)
 }

@@ -2,6 +2,7 @@ package ensemble
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/magnetar-io/magnetar/bookie/ledger"
 )
@@ -11,7 +12,10 @@ import (
 type placer struct {
 	candidates []Candidate
 	class      ledger.Class
-	rand       func() uint64
+	// bodyBytes is the largest body that is to be stored; 0: any bookie takes it.
+	bodyBytes int64
+	remedy    string // what an operator can do where bookies do not
+	rand      func() uint64
 	// avoid: a bookie that failed lately, taken only when there is no other; nil:
 	// none.
 	avoid func(ledger.Member) bool
@@ -20,8 +24,11 @@ type placer struct {
 	mayReplaceSlow func(ledger.Member) bool
 }
 
-// usable reports whether a candidate takes adds of the ledger's class.
-func (p *placer) usable(c Candidate) bool { return !c.ReadOnly || p.class == ledger.Control }
+// usable reports whether a candidate takes every add of the ledger.
+func (p *placer) usable(c Candidate) bool { return p.hasRoom(c) && c.takes(p.bodyBytes) }
+
+// hasRoom reports whether a candidate's disk has room for the ledger's class.
+func (p *placer) hasRoom(c Candidate) bool { return !c.ReadOnly || p.class == ledger.Control }
 
 // listed reports whether m, in this incarnation, is alive.
 func (p *placer) listed(m ledger.Member) bool {
@@ -33,9 +40,8 @@ func (p *placer) listed(m ledger.Member) bool {
 	return false
 }
 
-// readOnly reports whether m is alive and does not take adds of the ledger's
-// class.
-func (p *placer) readOnly(m ledger.Member) bool {
+// refuses reports whether m is alive and does not take every add of the ledger.
+func (p *placer) refuses(m ledger.Member) bool {
 	for _, c := range p.candidates {
 		if c.Member == m {
 			return !p.usable(c)
@@ -45,14 +51,27 @@ func (p *placer) readOnly(m ledger.Member) bool {
 }
 
 // writable counts the usable bookies.
-func (p *placer) writable() int {
+func (p *placer) writable() int { return p.count(p.usable) }
+
+func (p *placer) count(is func(Candidate) bool) int {
 	n := 0
 	for _, c := range p.candidates {
-		if p.usable(c) {
+		if is(c) {
 			n++
 		}
 	}
 	return n
+}
+
+// tooSmall lists the bookies that would be usable if they took larger entries.
+func (p *placer) tooSmall() []Candidate {
+	var small []Candidate
+	for _, c := range p.candidates {
+		if p.hasRoom(c) && !c.takes(p.bodyBytes) {
+			small = append(small, c)
+		}
+	}
+	return small
 }
 
 // fill puts bookies into the vacant slots of ensemble as far as there are any.
@@ -111,9 +130,32 @@ func (p *placer) rackUsed(rack string, ensemble []ledger.Member) bool {
 
 // missing names what is lacking for people.
 func (p *placer) missing(q ledger.Quorum) error {
-	return fmt.Errorf("%d of %d bookies writable, the ack quorum is %d: %w",
-		p.writable(), len(p.candidates), q.Ack, ledger.ErrNotEnoughBookies)
+	text := fmt.Sprintf("%d of %d bookies writable, the ack quorum is %d", p.writable(), len(p.candidates), q.Ack)
+	if small := p.tooSmall(); len(small) > 0 {
+		most, names := int64(0), make([]string, 0, maxNamed+1)
+		for i, c := range small {
+			most = max(most, c.MaxBodyBytes)
+			if i < maxNamed {
+				names = append(names, c.Member.Bookie)
+			}
+		}
+		if more := len(small) - maxNamed; more > 0 {
+			names = append(names, fmt.Sprintf("%d more", more))
+		}
+		text += fmt.Sprintf("; %s take entries of at most %d bytes, there may be some of %d: %s", strings.Join(names, ", "), most, p.bodyBytes, p.remedy)
+	}
+	return fmt.Errorf("%s: %w", text, ledger.ErrNotEnoughBookies)
 }
+
+// maxNamed bounds the bookies that one error names.
+const maxNamed = 5
+
+// What helps where bookies do not take entries as large as there may be: of those
+// to come, and of those that there are.
+const (
+	remedyBefore = "give bookies larger segments (a larger --disk-limit) or lower --max-message-bytes of the brokers"
+	remedyAfter  = "give bookies larger segments (a larger --disk-limit)"
+)
 
 // named reports whether a bookie, in whatever incarnation, is in the ensemble.
 func named(ensemble []ledger.Member, bookie string) bool {

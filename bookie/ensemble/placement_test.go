@@ -1,7 +1,10 @@
 package ensemble
 
 import (
+	"errors"
+	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"github.com/magnetar-io/magnetar/bookie/ledger"
@@ -65,6 +68,46 @@ func TestRuleM28_ReadOnlyTakesControlOnly(t *testing.T) {
 		control.fill(three)
 		if named(two, "full") || !named(three, "full") {
 			t.Fatalf("control ledgers on %v and %v", two, three)
+		}
+	}
+}
+
+// TestPlacementFits shows that no bookie is chosen whose segments are too small for
+// the largest entry there may be, that one which does not say is held to take all,
+// and that what is missing then names them, with the figures and the way out.
+func TestPlacementFits(t *testing.T) {
+	small, large, silent := int64(8388480), int64(64<<20), int64(0)
+	for _, c := range []struct {
+		name     string
+		takes    []int64
+		readOnly int // of the first so many
+		body     int64
+		want     int // bookies in an ensemble of three
+		says     string
+	}{
+		{"no demand", []int64{small, small, small}, 0, 0, 3, "3 of 3 bookies writable, the ack quorum is 2: ledger"},
+		{"just fits", []int64{small, small, small}, 0, small, 3, "3 of 3 bookies writable, the ack quorum is 2: ledger"},
+		{"nobody", []int64{small, small, small}, 0, small + 1, 0, "0 of 3 bookies writable, the ack quorum is 2; b0, b1, b2 take entries of at most 8388480 bytes, " +
+			"there may be some of 8388481: give bookies larger segments (a larger --disk-limit) or lower --max-message-bytes of the brokers: ledger"},
+		{"one of each", []int64{small, large, silent}, 0, 32 << 20, 2, "2 of 3 bookies writable, the ack quorum is 2; b0 take"},
+		{"a full one is not too small", []int64{small, small - 4096, large}, 1, 32 << 20, 1, "1 of 3 bookies writable, the ack quorum is 2; b1 take entries of at most 8384384 bytes"},
+		{"many", []int64{small, small, small, small, small, small, small}, 0, 32 << 20, 0, "b3, b4, 2 more take"},
+	} {
+		p := &placer{class: ledger.Data, bodyBytes: c.body, remedy: remedyBefore, rand: draw(1)}
+		for i, most := range c.takes {
+			p.candidates = append(p.candidates, Candidate{Member: bookieNamed(fmt.Sprintf("b%d", i)), MaxBodyBytes: most, ReadOnly: i < c.readOnly})
+		}
+		f := ledger.Fragment{Ensemble: make([]ledger.Member, 3)}
+		if p.fill(f.Ensemble); f.Live() != c.want {
+			t.Errorf("%s: ensemble %v, want %d bookies", c.name, f.Ensemble, c.want)
+		}
+		for _, candidate := range p.candidates {
+			if contains(f.Ensemble, candidate.Member) && candidate.MaxBodyBytes != silent && candidate.MaxBodyBytes < c.body {
+				t.Errorf("%s: %s is in %v", c.name, candidate.Member.Bookie, f.Ensemble)
+			}
+		}
+		if err := p.missing(ledger.Quorum{Write: 3, Ack: 2}); !errors.Is(err, ledger.ErrNotEnoughBookies) || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v, want %q", c.name, err, c.says)
 		}
 	}
 }

@@ -113,7 +113,9 @@ func (c *Client) runRecovery(ctx context.Context, md ledger.Metadata) (*recovery
 			}
 		}
 		if core.needsBookies() {
-			core.replace(c.placer(md.Class))
+			p := c.placer(md.Class)
+			p.bodyBytes, p.remedy = core.largestBody(), remedyAfter // nothing else is appended
+			core.replace(p)
 			continue
 		}
 		if core.failed != nil {

@@ -422,6 +422,15 @@ func (c *recoveryCore) replace(p *placer) {
 	}
 }
 
+// largestBody is that of the entries a bookie that joins now is sent first.
+func (c *recoveryCore) largestBody() int64 {
+	largest := 0
+	for i := range c.window {
+		largest = max(largest, len(c.window[i].entry.Body))
+	}
+	return int64(largest)
+}
+
 // stalled gives up on every bookie that owes an answer: none came for the add
 // timeout.
 func (c *recoveryCore) stalled() {

@@ -340,7 +340,7 @@ func (c *writerCore) beginChange(now time.Duration, p *placer) (next ledger.Meta
 	f := ledger.Fragment{First: c.lac + 1, Ensemble: ensemble}
 	if ensemble == nil || f.Live() < c.md.Quorum.Ack {
 		if c.outOfRoom(now, p) {
-			c.stuck = fmt.Errorf("ledger %d: its bookies are read-only: %w", c.md.ID, p.missing(c.md.Quorum))
+			c.stuck = fmt.Errorf("ledger %d: its bookies take nothing more: %w", c.md.ID, p.missing(c.md.Quorum))
 		}
 		return ledger.Metadata{}, false
 	}
@@ -358,7 +358,8 @@ func (c *writerCore) beginChange(now time.Duration, p *placer) (next ledger.Meta
 }
 
 // outOfRoom reports whether, for roomPatience, so many bookies have refused adds
-// for being read-only that no ack quorum is left and nobody can take their places.
+// for being read-only, or for taking no entries as large as there may be, that no ack
+// quorum is left and nobody can take their places.
 // What the ledger holds can only be trimmed once it is closed, and that may be what
 // fills their disks: so its writer gives it up (M28).
 func (c *writerCore) outOfRoom(now time.Duration, p *placer) bool {
@@ -366,7 +367,7 @@ func (c *writerCore) outOfRoom(now time.Duration, p *placer) bool {
 	for s := range c.slots {
 		switch sl := &c.slots[s]; {
 		case sl.member.Vacant():
-		case sl.health == failing && p.readOnly(sl.member) && now-sl.since >= roomPatience:
+		case sl.health == failing && p.refuses(sl.member) && now-sl.since >= roomPatience:
 		default:
 			takers++
 		}
@@ -374,8 +375,8 @@ func (c *writerCore) outOfRoom(now time.Duration, p *placer) bool {
 	return takers < c.md.Quorum.Ack && c.lac >= 0
 }
 
-// roomPatience is how long bookies may be read-only before a ledger is given up
-// for it.
+// roomPatience is how long bookies may refuse adds for want of room before a ledger
+// is given up for it.
 const roomPatience = 5 * time.Second
 
 // neededRetry spaces out attempts at a change for which no bookie was found.

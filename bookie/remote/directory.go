@@ -159,6 +159,8 @@ func (d *Directory) update(kv meta.KV) {
 			Member:   ledger.Member{Bookie: id, Incarnation: record.GetIncarnation()},
 			Rack:     record.GetRack(),
 			ReadOnly: record.GetReadOnly(),
+			// No ledger asks for more than there can be, whatever a bookie says.
+			MaxBodyBytes: int64(min(record.GetMaxEntryBytes(), ledger.MaxBodyBytes)),
 		}
 	case old == nil:
 		d.mu.Unlock()

@@ -22,7 +22,7 @@ var keys = layout.New("test")
 
 func list(t *testing.T, store meta.Store, id, incarnation, address string, readOnly bool) {
 	t.Helper()
-	value, err := proto.Marshal(metav1.Bookie_builder{Incarnation: &incarnation, Address: &address, Rack: new("r"), ReadOnly: &readOnly}.Build())
+	value, err := proto.Marshal(metav1.Bookie_builder{Incarnation: &incarnation, Address: &address, Rack: new("r"), ReadOnly: &readOnly, MaxEntryBytes: new(uint64(4096))}.Build())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +52,7 @@ func TestDirectoryFollowsTheStore(t *testing.T) {
 		go func() { d.Run(ctx); close(ended) }()
 		<-d.Ready()
 		candidate := func(id, incarnation string, readOnly bool) ensemble.Candidate {
-			return ensemble.Candidate{Member: ledger.Member{Bookie: id, Incarnation: incarnation}, Rack: "r", ReadOnly: readOnly}
+			return ensemble.Candidate{Member: ledger.Member{Bookie: id, Incarnation: incarnation}, Rack: "r", ReadOnly: readOnly, MaxBodyBytes: 4096}
 		}
 		expect := func(when string, want ...ensemble.Candidate) {
 			t.Helper()

@@ -33,6 +33,7 @@ type Bookie struct {
 	down     bool
 	cut      bool
 	readOnly bool
+	maxBody  int64 // 0: takes all
 	latency  time.Duration
 	thawed   chan struct{} // closed unless it is frozen
 	onAdd    func(ledger.Add) AddFault
@@ -147,6 +148,15 @@ func (b *Bookie) SetLatency(d time.Duration) {
 func (b *Bookie) SetReadOnly(readOnly bool) {
 	b.mu.Lock()
 	b.readOnly = readOnly
+	b.mu.Unlock()
+	b.cluster.change()
+}
+
+// SetMaxBody makes it refuse bodies of more bytes, and says so in the directory, as
+// a restart with other segments does; 0: it takes all and says nothing.
+func (b *Bookie) SetMaxBody(bytes int64) {
+	b.mu.Lock()
+	b.maxBody = bytes
 	b.mu.Unlock()
 	b.cluster.change()
 }

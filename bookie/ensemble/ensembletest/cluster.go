@@ -86,7 +86,7 @@ func (c *Cluster) Candidates() []ensemble.Candidate {
 	for _, b := range c.all() {
 		b.mu.Lock()
 		if b.listed {
-			out = append(out, ensemble.Candidate{Member: b.member, Rack: b.rack, ReadOnly: b.readOnly})
+			out = append(out, ensemble.Candidate{Member: b.member, Rack: b.rack, ReadOnly: b.readOnly, MaxBodyBytes: b.maxBody})
 		}
 		b.mu.Unlock()
 	}

@@ -122,6 +122,8 @@ func (b *Bookie) storeLocked(to ledger.Member, a ledger.Add) error {
 		return fmt.Errorf("bookie %v is fenced at term %d: %w", b.member, l.term, ledger.ErrFenced)
 	case b.readOnly && a.Envelope.Class == ledger.Data && a.RecoveryTerm == 0:
 		return ledger.ErrReadOnly
+	case b.maxBody > 0 && int64(len(a.Body)) > b.maxBody:
+		return fmt.Errorf("%d bytes, at most %d: %w", len(a.Body), b.maxBody, ledger.ErrTooLarge)
 	}
 	l = b.ledgerLocked(id)
 	if old, ok := l.entries[a.Envelope.Entry]; ok && !bytes.Equal(old.Body, a.Body) {
