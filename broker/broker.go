@@ -32,6 +32,7 @@ import (
 	"github.com/magnetar-io/magnetar/discovery/catalog"
 	"github.com/magnetar-io/magnetar/discovery/meta"
 	"github.com/magnetar-io/magnetar/discovery/meta/layout"
+	"github.com/magnetar-io/magnetar/internal/entry"
 	"github.com/magnetar-io/magnetar/internal/rpcerr"
 	"github.com/magnetar-io/magnetar/internal/topicname"
 	adminv1 "github.com/magnetar-io/magnetar/proto/admin/v1"
@@ -108,6 +109,18 @@ func (o *Options) Validate() error {
 
 const minMemoryBytes = 32 << 20
 
+const defaultMessageBytes = 5 << 20
+
+// LargestBody is the largest body of an entry in the ledgers of topics, of a broker
+// whose Options.MaxMessageBytes is so much: a batch as it may be sent, with what the
+// topic puts in front.
+func LargestBody(maxMessageBytes int64) int64 {
+	if maxMessageBytes == 0 {
+		maxMessageBytes = defaultMessageBytes
+	}
+	return maxMessageBytes + entry.MaxHeaderBytes + entry.BrokerPartRoom
+}
+
 func (o *Options) fill() {
 	if o.SessionLease == 0 {
 		o.SessionLease = 5 * time.Second
@@ -116,7 +129,7 @@ func (o *Options) fill() {
 		o.MemoryBytes = 256 << 20
 	}
 	if o.MaxMessageBytes == 0 {
-		o.MaxMessageBytes = 5 << 20
+		o.MaxMessageBytes = defaultMessageBytes
 	}
 	if o.OpenTimeout == 0 {
 		o.OpenTimeout = 30 * time.Second

@@ -33,6 +33,7 @@ var codeTable = []struct {
 	{topic.ErrOutOfOrder, brokerv1.Code_CODE_OUT_OF_ORDER},
 	{topic.ErrOverCredit, brokerv1.Code_CODE_OVER_CREDIT},
 	{topic.ErrStaleRouting, brokerv1.Code_CODE_STALE_ROUTING},
+	{topic.ErrNoBookies, brokerv1.Code_CODE_QUOTA},
 	{topic.ErrHold, brokerv1.Code_CODE_UNAVAILABLE},
 	{topic.ErrFenced, brokerv1.Code_CODE_PRODUCER_FENCED},
 	{topic.ErrNoSubscription, brokerv1.Code_CODE_SUBSCRIPTION_NOT_FOUND},

@@ -90,7 +90,7 @@ func (w *world) start(id string, change ...func(*Options)) *node {
 	o := Options{
 		ID: id, Address: id + ":6650", Store: n.store, Layout: keys, View: n.view, IDs: ids, Directory: w.bookies,
 		Catalog: catalog.New(catalog.Options{Store: n.store, Layout: keys, NewID: ids.Next}),
-		Ledgers: w.bookies.Client(w.t, ensemble.Options{Store: n.store, Layout: keys, IDs: ids, Session: func() string { return id }}),
+		Ledgers: w.bookies.Client(w.t, ensemble.Options{Store: n.store, Layout: keys, IDs: ids, Session: func() string { return id }, MaxBodyBytes: LargestBody(0)}),
 		Quorum:  ledger.Quorum{Write: 3, Ack: 2},
 		Probe: func(_ context.Context, other discovery.BrokerInfo) discovery.Observation {
 			return discovery.Observation{Session: other.Session}

@@ -72,7 +72,8 @@ func NewBroker(ctx context.Context, o BrokerOptions) (*Broker, error) {
 	}
 	b.ledgers, err = ensemble.New(ensemble.Options{
 		Store: o.Store, Layout: o.layout(), Directory: b.directory, IDs: d.ids, BudgetBytes: o.MemoryBytes / 4,
-		Log: o.Log, Metrics: ensemble.NewMetrics(o.Metrics), Now: o.Now, Rand: o.Rand,
+		MaxBodyBytes: broker.LargestBody(o.MaxMessageBytes),
+		Log:          o.Log, Metrics: ensemble.NewMetrics(o.Metrics), Now: o.Now, Rand: o.Rand,
 	})
 	if err != nil {
 		return fail(err)

@@ -180,9 +180,10 @@ func NewAppender(opts Options) *Appender {
 //
 // An error means that the entry was refused and is surely not part of the chain:
 // ErrTooBusy (with the reason why nothing can be written, if that is so),
-// ErrTooLarge, ErrStopping, or why the chain ended. Otherwise done is called
-// once, in the order of the calls, one at a time, never from within Append. It
-// must be quick and may call Append.
+// ErrTooLarge, ErrNotEnoughBookies (without ErrTooBusy) where too few bookies take
+// the largest entries, which no waiting mends, ErrStopping, or why the chain ended.
+// Otherwise done is called once, in the order of the calls, one at a time, never from
+// within Append. It must be quick and may call Append.
 func (a *Appender) Append(body []byte, crc uint32, done Done) error {
 	if len(body) > ledger.MaxBodyBytes {
 		return fmt.Errorf("append of %d bytes: %w", len(body), ledger.ErrTooLarge)
@@ -194,6 +195,11 @@ func (a *Appender) Append(body []byte, crc uint32, done Done) error {
 		return a.ended
 	case a.closing:
 		return ledger.ErrStopping
+	}
+	if a.current == nil && !a.opts.SelfBounded {
+		if err := a.opts.Ledgers.TooSmall(a.opts.Class, a.opts.Quorum); err != nil {
+			return fmt.Errorf("append: %w", err)
+		}
 	}
 	one := add{body: body, crc: crc, done: done}
 	if a.waiting.len() == 0 && a.takesLocked() {

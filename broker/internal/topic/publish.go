@@ -21,9 +21,12 @@ var (
 	ErrTooLarge   = errors.New("topic: message too large")
 	ErrOutOfOrder = errors.New("topic: batch out of order")
 	ErrOverCredit = errors.New("topic: more unanswered batches or bytes than granted")
-	ErrHold       = errors.New("topic: cannot take more for now")
-	ErrFenced     = errors.New("topic: another producer took the name over")
-	ErrClosed     = errors.New("topic: closed")
+	// ErrNoBookies: too few bookies take entries as large as this broker may write.
+	// An operator has to act.
+	ErrNoBookies = errors.New("topic: no bookies to store it on")
+	ErrHold      = errors.New("topic: cannot take more for now")
+	ErrFenced    = errors.New("topic: another producer took the name over")
+	ErrClosed    = errors.New("topic: closed")
 	// ErrStaleRouting: fetch the topic's partitions anew.
 	ErrStaleRouting = errors.New("topic: batch was made for older partitions")
 )
@@ -321,6 +324,8 @@ func (t *Topic) refuseAppendLocked(p *Producer, order producer.Batch, err error)
 			// What fills the queues is not ours: no outcome will tell when to go on.
 			t.release = time.AfterFunc(holdRetry, t.releaseHeld)
 		}
+	case errors.Is(err, ledger.ErrNotEnoughBookies):
+		err = fmt.Errorf("%w: %w", ErrNoBookies, err)
 	default:
 		err = fmt.Errorf("%w: %w", ErrClosed, err)
 		defer t.endLocked(err)
