@@ -30,6 +30,9 @@ const (
 	// MaxBodyBytes bounds a body: the largest message (5 MiB by default, up to 64)
 	// with its headers.
 	MaxBodyBytes = 64<<20 + 128<<10
+	// LeastBodyBytes is what every bookie takes that was left its default segments:
+	// what bounds itself by this needs to ask nobody.
+	LeastBodyBytes = 8<<20 - 64<<10
 
 	envelopeVersion = 1
 )

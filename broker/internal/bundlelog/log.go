@@ -34,7 +34,7 @@ type Options struct {
 	// RollBytes is when the log goes on in a new ledger; 0: 32 MiB.
 	RollBytes int64
 	// QueueBytes bounds what was appended and is not answered; 0: 16 MiB. An append
-	// larger than half of it is refused with ErrTooLarge.
+	// larger than half of it, or than an entry may be, is refused with ErrTooLarge.
 	QueueBytes int64
 	// PassBytes is how many bytes of records, or twice the last snapshot if that is
 	// more, start a snapshot pass; 0: 16 MiB.
@@ -88,8 +88,9 @@ func (o *Options) fill() {
 // is the order of the calls of Append.
 //
 // Group commit: while one entry is on its way, what is appended gathers in
-// filling and goes out as the next entry when that one is answered. No timer is
-// involved; a lone append waits for nothing.
+// filling and goes out as the next entry when that one is answered. What would make
+// it larger than any bookie takes begins another; those that are full go first. No
+// timer is involved; a lone append waits for nothing.
 type Log struct {
 	opts     Options
 	record   *record
@@ -99,6 +100,7 @@ type Log struct {
 	passes   sync.WaitGroup
 
 	mu       sync.Mutex
+	full     []group // ready, before filling; empty while nothing is on its way
 	filling  group
 	inflight bool  // a group is on its way
 	bytes    int64 // of items not answered
@@ -197,7 +199,7 @@ func (l *Log) Append(records []Record, done func(error)) error {
 			return fmt.Errorf("record of topic %d, hash %08x, in bundle %s: %w", r.Topic, r.Hash, l.opts.Bundle, chain.ErrNotOwner)
 		}
 	}
-	if n > l.opts.QueueBytes/2 {
+	if n > min(l.opts.QueueBytes/2, maxGroupBytes) {
 		return fmt.Errorf("append %d bytes to the log of bundle %s: %w", n, l.opts.Bundle, ledger.ErrTooLarge)
 	}
 	l.mu.Lock()
@@ -210,6 +212,7 @@ func (l *Log) Append(records []Record, done func(error)) error {
 	case l.bytes+n > l.opts.QueueBytes:
 		return fmt.Errorf("append to the log of bundle %s: %w", l.opts.Bundle, ledger.ErrTooBusy)
 	}
+	l.makeRoomLocked(n)
 	for _, r := range records {
 		l.filling.add(r.item())
 	}
@@ -223,6 +226,19 @@ func (l *Log) Append(records []Record, done func(error)) error {
 		}
 	}
 	return nil
+}
+
+// maxGroupBytes bounds the items of a group, which is one entry: a bundle has to have
+// a log whatever the bookies' segments are.
+const maxGroupBytes = ledger.LeastBodyBytes - groupHeaderBytes
+
+// makeRoomLocked begins another group if items of n bytes, which have to stay
+// together, do not fit in the filling one.
+func (l *Log) makeRoomLocked(n int64) {
+	if l.filling.bytes+n > maxGroupBytes && len(l.filling.dones) > 0 {
+		l.full = append(l.full, l.filling)
+		l.filling = group{}
+	}
 }
 
 // queueLocked ends an addition of n bytes to the filling group. An error means
@@ -241,13 +257,24 @@ func (l *Log) queueLocked(n int64, done func(ledger.ID, error)) error {
 	return err
 }
 
-// sendLocked sends the filling group, if anything is in it. An error means that
-// the log has ended; the group it returns is then for the caller to answer.
-func (l *Log) sendLocked() (group, error) {
+// takeQueuedLocked takes out all groups that were not sent, in order.
+func (l *Log) takeQueuedLocked() []group {
+	queued := append(l.full, l.filling)
+	l.full, l.filling = nil, group{}
+	return queued
+}
+
+// sendLocked sends the oldest group, if there is any. An error means that the log
+// has ended; the groups it returns are then for the caller to answer.
+func (l *Log) sendLocked() ([]group, error) {
 	g := l.filling
-	l.filling = group{}
+	if len(l.full) > 0 {
+		g, l.full = l.full[0], l.full[1:]
+	} else {
+		l.filling = group{}
+	}
 	if len(g.dones) == 0 {
-		return g, nil
+		return nil, nil
 	}
 	if len(g.body) == 0 {
 		g.body = make([]byte, groupHeaderBytes) // an append of no records waits for those before it
@@ -258,12 +285,12 @@ func (l *Log) sendLocked() (group, error) {
 	})
 	if err != nil {
 		l.ended = err
-		return g, err
+		return append([]group{g}, l.takeQueuedLocked()...), err
 	}
 	l.inflight = true
 	l.opts.Metrics.groups.Inc()
 	l.opts.Metrics.groupBytes.Add(float64(len(g.body)))
-	return group{}, nil
+	return nil, nil
 }
 
 // answered takes the answer of the group that was on its way. The next one goes
@@ -271,7 +298,7 @@ func (l *Log) sendLocked() (group, error) {
 func (l *Log) answered(g group, id ledger.ID, err error) {
 	l.mu.Lock()
 	l.inflight = false
-	var rest group
+	var rest []group
 	restErr := err
 	if err == nil {
 		rest, restErr = l.sendLocked()
@@ -280,11 +307,13 @@ func (l *Log) answered(g group, id ledger.ID, err error) {
 		if l.ended == nil {
 			l.ended = err
 		}
-		rest, l.filling = l.filling, group{}
+		rest = l.takeQueuedLocked()
 	}
 	l.mu.Unlock()
 	l.answer(g, id, err)
-	l.answer(rest, 0, restErr)
+	for _, g := range rest {
+		l.answer(g, 0, restErr)
+	}
 }
 
 // answer tells those whose items are in g.

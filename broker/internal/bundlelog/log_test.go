@@ -461,6 +461,46 @@ func TestAppendsShareAnEntry(t *testing.T) {
 	})
 }
 
+// Shows that every entry fits on a bookie with the smallest segments there are by
+// default, however much gathers while one is on its way, and that an append that
+// could not is refused.
+func TestEntriesFitOnEveryBookie(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		a := w.owner("a", 0)
+		a.opts.RollBytes, a.opts.PassBytes = 0, 0
+		a.open()
+		for i := range 3 {
+			w.bookies.At(i).SetMaxBody(ledger.LeastBodyBytes)
+			w.bookies.At(i).SetLatency(time.Millisecond)
+		}
+		set := func(bytes int) error {
+			const only = 0
+			data := append(number(a.next[topic(only)]), make([]byte, bytes-8)...)
+			return a.do(Record{Topic: topic(only).ID, Hash: topic(only).Hash, Kind: a.book.kindOf(topic(only)), Data: data})
+		}
+		most := ledger.LeastBodyBytes - groupHeaderBytes - itemHeaderBytes
+		if err := set(most + 1); !errors.Is(err, ledger.ErrTooLarge) {
+			t.Errorf("an append above what an entry may have: %v", err)
+		}
+		sent := 0
+		for _, bytes := range append([]int{8, most, 8}, slices.Repeat([]int{100_000}, 75)...) {
+			if err := set(bytes); err != nil {
+				t.Fatal(err)
+			}
+			sent++
+		}
+		settle()
+		if a.acked != sent {
+			t.Errorf("%d of %d appends acknowledged; trouble: %v", a.acked, sent, a.log.Trouble())
+		}
+		a.log.Abandon()
+		b := w.owner("b", 0).open()
+		checkReplay(t, nil, a, b.book.topics)
+		b.log.Abandon()
+	})
+}
+
 // Shows that what is not answered is bounded: beyond that an append is refused,
 // surely not in the log, and works again once there is room.
 func TestAppendsAreBounded(t *testing.T) {

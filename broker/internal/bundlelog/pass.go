@@ -116,6 +116,7 @@ func (p *passWriter) put(it item) {
 		l.deltaBytes = 0
 		clear(l.touched)
 	}
+	l.makeRoomLocked(int64(it.bytes()))
 	l.filling.add(it)
 	if err := l.queueLocked(int64(it.bytes()), func(id ledger.ID, err error) { ch <- answer{id, err} }); err != nil {
 		ch <- answer{err: err}
