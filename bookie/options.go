@@ -62,11 +62,11 @@ func (o Options) withDefaults() Options {
 	if o.HotBytes == 0 {
 		o.HotBytes = 8 << 30
 		if o.DiskBytes > 0 {
-			o.HotBytes = max(min(o.HotBytes, o.DiskBytes/4), 4*leastSegmentBytes)
+			o.HotBytes = max(min(o.HotBytes, o.DiskBytes/hotShare), 4*leastSegmentBytes)
 		}
 	}
 	if o.SegmentBytes == 0 {
-		o.SegmentBytes = max(min(256<<20, o.HotBytes/16), leastSegmentBytes) >> 20 << 20
+		o.SegmentBytes = max(min(256<<20, o.HotBytes/segmentShare), leastSegmentBytes) >> 20 << 20
 	}
 	if o.Log == nil {
 		o.Log = hclog.NewNullLogger()
@@ -91,7 +91,21 @@ func (o Options) withDefaults() Options {
 // log keeps each entry within one segment.
 func (o Options) MaxEntryBytes() int64 { return hotlog.LargestBody(o.withDefaults().SegmentBytes) }
 
+// LeastDiskBytes is the least DiskBytes, above 0, with which a node takes bodies of so
+// many bytes, at most ledger.MaxBodyBytes.
+func LeastDiskBytes(bodyBytes int64) int64 {
+	around := leastSegmentBytes - hotlog.LargestBody(leastSegmentBytes)
+	segment := (bodyBytes + around + 1<<20 - 1) >> 20 << 20
+	if segment <= leastSegmentBytes {
+		return 16 * leastSegmentBytes
+	}
+	return hotShare * segmentShare * segment
+}
+
 const (
+	hotShare     = 4  // the hot log is so much of the disk, by default
+	segmentShare = 16 // a segment is so much of the hot log, by default
+
 	minSegmentBytes   = 128 << 10
 	leastSegmentBytes = 8 << 20 // of the default
 	minMemoryBytes    = 16 << 20

@@ -19,3 +19,17 @@ func TestDefaultSegmentsTakeTheLeast(t *testing.T) {
 		t.Errorf("with all of the disk it takes %d, want %d", got, ledger.MaxBodyBytes)
 	}
 }
+
+// TestLeastDisk shows that a disk of the size asked for is enough, and no smaller one.
+func TestLeastDisk(t *testing.T) {
+	takes := func(disk int64) int64 { return Options{DiskBytes: disk}.MaxEntryBytes() }
+	for _, body := range []int64{1, ledger.LeastBodyBytes, 8 << 20, 32<<20 + 64<<10 + 40, 33<<20 - 8328, 33<<20 - 8327, ledger.MaxBodyBytes} {
+		disk := LeastDiskBytes(body)
+		if err := (Options{Dir: "d", ID: "i", Cluster: "c", DiskBytes: disk}).Validate(); err != nil || takes(disk) < body {
+			t.Errorf("a disk of %d bytes takes %d, not %d; %v", disk, takes(disk), body, err)
+		}
+		if least := int64(128 << 20); disk < least || disk > least && takes(disk-1) >= body {
+			t.Errorf("a disk of %d bytes would do for %d, %d were asked for", disk-1, body, disk)
+		}
+	}
+}

@@ -93,17 +93,22 @@ func (a *app) runStandalone(c *cobra.Command, s *settings) error {
 	if s.bookies < 1 || s.bookies > 15 {
 		return usagef(c, "--bookies %d: want 1 to 15", s.bookies)
 	}
+	o := standalone.Options{
+		DataDir: dir, Bookies: s.bookies, MemoryBytes: memoryBudget(s.memory), MaxMessageBytes: s.maxMsg,
+		LedgerBytes: s.ledgerBytes, DiskBytes: s.diskLimit, NoSync: s.noFsync, Version: version, Log: log,
+	}
+	if err := o.Validate(); err != nil {
+		return usagef(c, "%v", err)
+	}
 	l, err := s.open()
 	if err != nil {
 		return refusedf("%w", err)
 	}
+	o.GRPC, o.HTTP, o.Debug = l.grpc, l.http, l.debug
 	s.warn(log)
 	starting, cancel := context.WithTimeout(c.Context(), stopTimeout)
 	defer cancel()
-	node, err := standalone.Start(starting, standalone.Options{
-		DataDir: dir, GRPC: l.grpc, HTTP: l.http, Debug: l.debug, Bookies: s.bookies, MemoryBytes: memoryBudget(s.memory),
-		MaxMessageBytes: s.maxMsg, LedgerBytes: s.ledgerBytes, DiskBytes: s.diskLimit, NoSync: s.noFsync, Version: version, Log: log,
-	})
+	node, err := standalone.Start(starting, o)
 	if err != nil {
 		return err
 	}

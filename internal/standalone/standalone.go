@@ -14,8 +14,10 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/magnetar-io/magnetar/bookie"
 	"github.com/magnetar-io/magnetar/bookie/ensemble"
 	"github.com/magnetar-io/magnetar/bookie/ledger"
+	"github.com/magnetar-io/magnetar/broker"
 	"github.com/magnetar-io/magnetar/discovery/meta"
 	"github.com/magnetar-io/magnetar/discovery/metaserver"
 	"github.com/magnetar-io/magnetar/internal/httpadmin"
@@ -66,6 +68,22 @@ func Quorum(bookies int) ledger.Quorum {
 	return ledger.Quorum{Write: 3, Ack: 2}
 }
 
+// Validate refuses a largest message that the node's own bookies could not store.
+func (o Options) Validate() error {
+	copies := int64(max(o.Bookies, 1))
+	body := broker.LargestBody(o.MaxMessageBytes)
+	takes := bookie.Options{HotBytes: o.HotBytes, DiskBytes: o.DiskBytes / copies}.MaxEntryBytes()
+	around := broker.LargestBody(1) - 1
+	switch {
+	case body <= takes:
+		return nil
+	case body > ledger.MaxBodyBytes:
+		return fmt.Errorf("messages of up to %d bytes cannot be stored: lower --max-message-bytes to at most %d", o.MaxMessageBytes, ledger.MaxBodyBytes-around)
+	}
+	return fmt.Errorf("messages of up to %d bytes do not fit in the log segments of a bookie, which follow from the disk it may take: raise --disk-limit to at least %d, or lower --max-message-bytes to at most %d",
+		body-around, copies*bookie.LeastDiskBytes(body), takes-around)
+}
+
 // Node is a running node.
 type Node struct {
 	opts    Options
@@ -97,6 +115,10 @@ func Start(ctx context.Context, o Options) (*Node, error) {
 		o.FS = vfs.OS()
 	}
 	n := &Node{opts: o}
+	if err := o.Validate(); err != nil {
+		n.closeListeners()
+		return nil, fmt.Errorf("options of the node: %w", err)
+	}
 	if err := n.start(ctx); err != nil {
 		n.abandon()
 		return nil, err
@@ -252,6 +274,10 @@ func (n *Node) abandon() {
 	}
 	n.servers.Stop(gone)
 	_ = n.closeStorage() // the error of the start is what counts
+	n.closeListeners()
+}
+
+func (n *Node) closeListeners() {
 	for _, l := range []net.Listener{n.opts.GRPC, n.opts.HTTP, n.opts.Debug} {
 		if l != nil {
 			_ = l.Close()
