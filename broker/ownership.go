@@ -48,7 +48,7 @@ func (w *ownership) start(ctx context.Context) error {
 	o := w.b.opts
 	r, err := discovery.Register(ctx, discovery.RegisterOptions{
 		Store: o.Store, Layout: o.Layout, TTL: o.SessionLease, ID: o.ID, Address: o.Address, HTTPAddress: o.HTTPAddress,
-		Version: o.Version, OnEnded: w.dropAll, Log: o.Log, Now: o.Now, Rand: o.Rand,
+		Version: o.Version, LargestEntryBytes: uint64(LargestBody(int64(o.MaxMessageBytes))), OnEnded: w.dropAll, Log: o.Log, Now: o.Now, Rand: o.Rand,
 	})
 	if err != nil {
 		return err

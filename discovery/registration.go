@@ -30,6 +30,8 @@ type RegisterOptions struct {
 	Address     string // where clients reach it
 	HTTPAddress string
 	Version     string
+	// LargestEntryBytes is the largest body it may write, for people to see; 0: not known.
+	LargestEntryBytes uint64
 
 	// OnEnded is called when another broker has ended this one's session, on proof
 	// that it is gone. It has to drop all bundles, and returns when none is served
@@ -251,6 +253,8 @@ func (r *Registration) register(ctx context.Context, session meta.Session) (meta
 		Pid:         proto.Int64(int64(os.Getpid())),
 		Version:     proto.String(r.opts.Version),
 		StartedAtMs: proto.Int64(r.opts.Now().UnixMilli()),
+
+		LargestEntryBytes: proto.Uint64(r.opts.LargestEntryBytes),
 	}.Build())
 	if err != nil {
 		return 0, fmt.Errorf("encode the broker's record: %w", err)

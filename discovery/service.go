@@ -203,6 +203,8 @@ func brokerMessage(b BrokerInfo) *discoveryv1.Broker {
 		HttpAddress: proto.String(b.HTTPAddress),
 		Pid:         proto.Int64(b.PID),
 		Version:     proto.String(b.Version),
+
+		LargestEntryBytes: proto.Uint64(b.LargestBody),
 	}.Build()
 }
 

@@ -61,7 +61,7 @@ func openDesk(t *testing.T, noAutoCreate bool) *desk {
 	var wg sync.WaitGroup
 	wg.Go(func() { d.view.Run(ctx) })
 	var err error
-	d.broker, err = Register(t.Context(), RegisterOptions{Store: d.store, Layout: keys, ID: "a", Address: "a:6650", HTTPAddress: "a:8080", Version: "v"})
+	d.broker, err = Register(t.Context(), RegisterOptions{Store: d.store, Layout: keys, ID: "a", Address: "a:6650", HTTPAddress: "a:8080", Version: "v", LargestEntryBytes: 6000})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -297,7 +297,8 @@ func TestWatch(t *testing.T) {
 func TestCluster(t *testing.T) {
 	d := openDesk(t, false)
 	r, err := d.discovery.Cluster(t.Context(), &discoveryv1.ClusterRequest{})
-	if err != nil || r.GetCluster() != "test" || r.GetBroker() != "a" || r.GetSession() != d.broker.Session() || len(r.GetBrokers()) != 1 || r.GetBrokers()[0].GetPid() == 0 {
+	if err != nil || r.GetCluster() != "test" || r.GetBroker() != "a" || r.GetSession() != d.broker.Session() || len(r.GetBrokers()) != 1 || r.GetBrokers()[0].GetPid() == 0 ||
+		r.GetBrokers()[0].GetLargestEntryBytes() != 6000 {
 		t.Fatalf("cluster: %v, %v", r, err)
 	}
 }

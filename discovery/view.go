@@ -80,6 +80,7 @@ type BrokerInfo struct {
 	PID         int64
 	Version     string
 	Started     time.Time
+	LargestBody uint64        // of an entry it may write; 0: not known
 	Revision    meta.Revision // of its session's key
 	Seen        time.Time     // when this process first saw this session; not to be stored
 }
@@ -282,6 +283,7 @@ func decodeBroker(id string, kv meta.KV) (BrokerInfo, error) {
 	return BrokerInfo{
 		ID: id, Session: r.GetSession(), Address: r.GetAddress(), HTTPAddress: r.GetHttpAddress(),
 		PID: r.GetPid(), Version: r.GetVersion(), Started: time.UnixMilli(r.GetStartedAtMs()), Revision: kv.Revision,
+		LargestBody: r.GetLargestEntryBytes(),
 	}, nil
 }
 

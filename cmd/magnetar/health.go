@@ -70,11 +70,27 @@ func (q *asker) examine(ctx context.Context) (clusterView, error) {
 			problem("Bookie %s is down: start it again, its data is missing from new and old ledgers.", b.ID)
 		}
 	}
+	for _, b := range v.Bookies {
+		if w := largestWriter(v.Brokers); b.MaxEntryBytes > 0 && b.MaxEntryBytes < w.LargestBody {
+			problem("Bookie %s takes entries of at most %d bytes, broker %s may write %d and gives it no ledger: start the bookie with a larger --disk-limit, or brokers with a lower --max-message-bytes.",
+				b.ID, b.MaxEntryBytes, w.ID, w.LargestBody)
+		}
+	}
 	if writable == 0 {
 		problem("No bookie is writable: publishes wait.")
 	}
 	v.Healthy = len(v.Problems) == 0
 	return v, nil
+}
+
+// largestWriter is the broker that may write the largest entries.
+func largestWriter(brokers []brokerView) (w brokerView) {
+	for _, b := range brokers {
+		if b.LargestBody > w.LargestBody {
+			w = b
+		}
+	}
+	return w
 }
 
 func (a *app) clusterCommand() *cobra.Command {

@@ -333,6 +333,7 @@ type brokerView struct {
 	HTTPAddress string `json:"httpAddress"`
 	PID         int64  `json:"pid"`
 	Version     string `json:"version"`
+	LargestBody uint64 `json:"largestEntryBytes"` // 0: not known
 }
 
 func (q *asker) brokers(ctx context.Context) ([]brokerView, string, error) {
@@ -342,7 +343,7 @@ func (q *asker) brokers(ctx context.Context) ([]brokerView, string, error) {
 	}
 	var rows []brokerView
 	for _, b := range resp.GetBrokers() {
-		rows = append(rows, brokerView{b.GetId(), b.GetAddress(), b.GetHttpAddress(), b.GetPid(), b.GetVersion()})
+		rows = append(rows, brokerView{b.GetId(), b.GetAddress(), b.GetHttpAddress(), b.GetPid(), b.GetVersion(), b.GetLargestEntryBytes()})
 	}
 	return rows, resp.GetCluster(), nil
 }

@@ -1308,16 +1308,17 @@ func (b0 BundleOwner_builder) Build() *BundleOwner {
 }
 
 type Broker struct {
-	state                  protoimpl.MessageState `protogen:"opaque.v1"`
-	xxx_hidden_Id          *string                `protobuf:"bytes,1,opt,name=id"`
-	xxx_hidden_Address     *string                `protobuf:"bytes,2,opt,name=address"`
-	xxx_hidden_Pid         int64                  `protobuf:"varint,3,opt,name=pid"`
-	xxx_hidden_Version     *string                `protobuf:"bytes,4,opt,name=version"`
-	xxx_hidden_HttpAddress *string                `protobuf:"bytes,5,opt,name=http_address,json=httpAddress"`
-	XXX_raceDetectHookData protoimpl.RaceDetectHookData
-	XXX_presence           [1]uint32
-	unknownFields          protoimpl.UnknownFields
-	sizeCache              protoimpl.SizeCache
+	state                        protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Id                *string                `protobuf:"bytes,1,opt,name=id"`
+	xxx_hidden_Address           *string                `protobuf:"bytes,2,opt,name=address"`
+	xxx_hidden_Pid               int64                  `protobuf:"varint,3,opt,name=pid"`
+	xxx_hidden_Version           *string                `protobuf:"bytes,4,opt,name=version"`
+	xxx_hidden_HttpAddress       *string                `protobuf:"bytes,5,opt,name=http_address,json=httpAddress"`
+	xxx_hidden_LargestEntryBytes uint64                 `protobuf:"varint,6,opt,name=largest_entry_bytes,json=largestEntryBytes"`
+	XXX_raceDetectHookData       protoimpl.RaceDetectHookData
+	XXX_presence                 [1]uint32
+	unknownFields                protoimpl.UnknownFields
+	sizeCache                    protoimpl.SizeCache
 }
 
 func (x *Broker) Reset() {
@@ -1392,29 +1393,41 @@ func (x *Broker) GetHttpAddress() string {
 	return ""
 }
 
+func (x *Broker) GetLargestEntryBytes() uint64 {
+	if x != nil {
+		return x.xxx_hidden_LargestEntryBytes
+	}
+	return 0
+}
+
 func (x *Broker) SetId(v string) {
 	x.xxx_hidden_Id = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 5)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 6)
 }
 
 func (x *Broker) SetAddress(v string) {
 	x.xxx_hidden_Address = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 5)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 6)
 }
 
 func (x *Broker) SetPid(v int64) {
 	x.xxx_hidden_Pid = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 5)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 6)
 }
 
 func (x *Broker) SetVersion(v string) {
 	x.xxx_hidden_Version = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 5)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 6)
 }
 
 func (x *Broker) SetHttpAddress(v string) {
 	x.xxx_hidden_HttpAddress = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 4, 5)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 4, 6)
+}
+
+func (x *Broker) SetLargestEntryBytes(v uint64) {
+	x.xxx_hidden_LargestEntryBytes = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 5, 6)
 }
 
 func (x *Broker) HasId() bool {
@@ -1452,6 +1465,13 @@ func (x *Broker) HasHttpAddress() bool {
 	return protoimpl.X.Present(&(x.XXX_presence[0]), 4)
 }
 
+func (x *Broker) HasLargestEntryBytes() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 5)
+}
+
 func (x *Broker) ClearId() {
 	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 0)
 	x.xxx_hidden_Id = nil
@@ -1477,14 +1497,20 @@ func (x *Broker) ClearHttpAddress() {
 	x.xxx_hidden_HttpAddress = nil
 }
 
+func (x *Broker) ClearLargestEntryBytes() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 5)
+	x.xxx_hidden_LargestEntryBytes = 0
+}
+
 type Broker_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
-	Id          *string
-	Address     *string
-	Pid         *int64
-	Version     *string
-	HttpAddress *string
+	Id                *string
+	Address           *string
+	Pid               *int64
+	Version           *string
+	HttpAddress       *string
+	LargestEntryBytes *uint64
 }
 
 func (b0 Broker_builder) Build() *Broker {
@@ -1492,24 +1518,28 @@ func (b0 Broker_builder) Build() *Broker {
 	b, x := &b0, m0
 	_, _ = b, x
 	if b.Id != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 5)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 6)
 		x.xxx_hidden_Id = b.Id
 	}
 	if b.Address != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 5)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 6)
 		x.xxx_hidden_Address = b.Address
 	}
 	if b.Pid != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 5)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 6)
 		x.xxx_hidden_Pid = *b.Pid
 	}
 	if b.Version != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 5)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 6)
 		x.xxx_hidden_Version = b.Version
 	}
 	if b.HttpAddress != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 4, 5)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 4, 6)
 		x.xxx_hidden_HttpAddress = b.HttpAddress
+	}
+	if b.LargestEntryBytes != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 5, 6)
+		x.xxx_hidden_LargestEntryBytes = *b.LargestEntryBytes
 	}
 	return m0
 }
@@ -1766,13 +1796,14 @@ const file_proto_discovery_v1_discovery_proto_rawDesc = "" +
 	"\x06bundle\x18\x01 \x01(\tR\x06bundle\x12\x16\n" +
 	"\x06broker\x18\x02 \x01(\tR\x06broker\x12\x18\n" +
 	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x14\n" +
-	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\"\x81\x01\n" +
+	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\"\xb1\x01\n" +
 	"\x06Broker\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x10\n" +
 	"\x03pid\x18\x03 \x01(\x03R\x03pid\x12\x18\n" +
 	"\aversion\x18\x04 \x01(\tR\aversion\x12!\n" +
-	"\fhttp_address\x18\x05 \x01(\tR\vhttpAddress\"\x10\n" +
+	"\fhttp_address\x18\x05 \x01(\tR\vhttpAddress\x12.\n" +
+	"\x13largest_entry_bytes\x18\x06 \x01(\x04R\x11largestEntryBytes\"\x10\n" +
 	"\x0eClusterRequest\"\x96\x01\n" +
 	"\x0fClusterResponse\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\tR\acluster\x127\n" +

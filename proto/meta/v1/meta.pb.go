@@ -287,17 +287,18 @@ func (b0 Cluster_builder) Build() *Cluster {
 
 // brokers/<id>, under the broker's session lease.
 type Broker struct {
-	state                  protoimpl.MessageState `protogen:"opaque.v1"`
-	xxx_hidden_Session     *string                `protobuf:"bytes,1,opt,name=session"`
-	xxx_hidden_Address     *string                `protobuf:"bytes,2,opt,name=address"`
-	xxx_hidden_HttpAddress *string                `protobuf:"bytes,3,opt,name=http_address,json=httpAddress"`
-	xxx_hidden_Pid         int64                  `protobuf:"varint,4,opt,name=pid"`
-	xxx_hidden_Version     *string                `protobuf:"bytes,5,opt,name=version"`
-	xxx_hidden_StartedAtMs int64                  `protobuf:"varint,6,opt,name=started_at_ms,json=startedAtMs"`
-	XXX_raceDetectHookData protoimpl.RaceDetectHookData
-	XXX_presence           [1]uint32
-	unknownFields          protoimpl.UnknownFields
-	sizeCache              protoimpl.SizeCache
+	state                        protoimpl.MessageState `protogen:"opaque.v1"`
+	xxx_hidden_Session           *string                `protobuf:"bytes,1,opt,name=session"`
+	xxx_hidden_Address           *string                `protobuf:"bytes,2,opt,name=address"`
+	xxx_hidden_HttpAddress       *string                `protobuf:"bytes,3,opt,name=http_address,json=httpAddress"`
+	xxx_hidden_Pid               int64                  `protobuf:"varint,4,opt,name=pid"`
+	xxx_hidden_Version           *string                `protobuf:"bytes,5,opt,name=version"`
+	xxx_hidden_StartedAtMs       int64                  `protobuf:"varint,6,opt,name=started_at_ms,json=startedAtMs"`
+	xxx_hidden_LargestEntryBytes uint64                 `protobuf:"varint,7,opt,name=largest_entry_bytes,json=largestEntryBytes"`
+	XXX_raceDetectHookData       protoimpl.RaceDetectHookData
+	XXX_presence                 [1]uint32
+	unknownFields                protoimpl.UnknownFields
+	sizeCache                    protoimpl.SizeCache
 }
 
 func (x *Broker) Reset() {
@@ -379,34 +380,46 @@ func (x *Broker) GetStartedAtMs() int64 {
 	return 0
 }
 
+func (x *Broker) GetLargestEntryBytes() uint64 {
+	if x != nil {
+		return x.xxx_hidden_LargestEntryBytes
+	}
+	return 0
+}
+
 func (x *Broker) SetSession(v string) {
 	x.xxx_hidden_Session = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 6)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 0, 7)
 }
 
 func (x *Broker) SetAddress(v string) {
 	x.xxx_hidden_Address = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 6)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 1, 7)
 }
 
 func (x *Broker) SetHttpAddress(v string) {
 	x.xxx_hidden_HttpAddress = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 6)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 2, 7)
 }
 
 func (x *Broker) SetPid(v int64) {
 	x.xxx_hidden_Pid = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 6)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 3, 7)
 }
 
 func (x *Broker) SetVersion(v string) {
 	x.xxx_hidden_Version = &v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 4, 6)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 4, 7)
 }
 
 func (x *Broker) SetStartedAtMs(v int64) {
 	x.xxx_hidden_StartedAtMs = v
-	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 5, 6)
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 5, 7)
+}
+
+func (x *Broker) SetLargestEntryBytes(v uint64) {
+	x.xxx_hidden_LargestEntryBytes = v
+	protoimpl.X.SetPresent(&(x.XXX_presence[0]), 6, 7)
 }
 
 func (x *Broker) HasSession() bool {
@@ -451,6 +464,13 @@ func (x *Broker) HasStartedAtMs() bool {
 	return protoimpl.X.Present(&(x.XXX_presence[0]), 5)
 }
 
+func (x *Broker) HasLargestEntryBytes() bool {
+	if x == nil {
+		return false
+	}
+	return protoimpl.X.Present(&(x.XXX_presence[0]), 6)
+}
+
 func (x *Broker) ClearSession() {
 	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 0)
 	x.xxx_hidden_Session = nil
@@ -481,15 +501,21 @@ func (x *Broker) ClearStartedAtMs() {
 	x.xxx_hidden_StartedAtMs = 0
 }
 
+func (x *Broker) ClearLargestEntryBytes() {
+	protoimpl.X.ClearPresent(&(x.XXX_presence[0]), 6)
+	x.xxx_hidden_LargestEntryBytes = 0
+}
+
 type Broker_builder struct {
 	_ [0]func() // Prevents comparability and use of unkeyed literals for the builder.
 
-	Session     *string
-	Address     *string
-	HttpAddress *string
-	Pid         *int64
-	Version     *string
-	StartedAtMs *int64
+	Session           *string
+	Address           *string
+	HttpAddress       *string
+	Pid               *int64
+	Version           *string
+	StartedAtMs       *int64
+	LargestEntryBytes *uint64
 }
 
 func (b0 Broker_builder) Build() *Broker {
@@ -497,28 +523,32 @@ func (b0 Broker_builder) Build() *Broker {
 	b, x := &b0, m0
 	_, _ = b, x
 	if b.Session != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 6)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 0, 7)
 		x.xxx_hidden_Session = b.Session
 	}
 	if b.Address != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 6)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 1, 7)
 		x.xxx_hidden_Address = b.Address
 	}
 	if b.HttpAddress != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 6)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 2, 7)
 		x.xxx_hidden_HttpAddress = b.HttpAddress
 	}
 	if b.Pid != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 6)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 3, 7)
 		x.xxx_hidden_Pid = *b.Pid
 	}
 	if b.Version != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 4, 6)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 4, 7)
 		x.xxx_hidden_Version = b.Version
 	}
 	if b.StartedAtMs != nil {
-		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 5, 6)
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 5, 7)
 		x.xxx_hidden_StartedAtMs = *b.StartedAtMs
+	}
+	if b.LargestEntryBytes != nil {
+		protoimpl.X.SetPresentNonAtomic(&(x.XXX_presence[0]), 6, 7)
+		x.xxx_hidden_LargestEntryBytes = *b.LargestEntryBytes
 	}
 	return m0
 }
@@ -3428,14 +3458,15 @@ const file_proto_meta_v1_meta_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\"\n" +
 	"\rcreated_at_ms\x18\x03 \x01(\x03R\vcreatedAtMs\x12#\n" +
-	"\rfeature_level\x18\x04 \x01(\rR\ffeatureLevel\"\xaf\x01\n" +
+	"\rfeature_level\x18\x04 \x01(\rR\ffeatureLevel\"\xdf\x01\n" +
 	"\x06Broker\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12!\n" +
 	"\fhttp_address\x18\x03 \x01(\tR\vhttpAddress\x12\x10\n" +
 	"\x03pid\x18\x04 \x01(\x03R\x03pid\x12\x18\n" +
 	"\aversion\x18\x05 \x01(\tR\aversion\x12\"\n" +
-	"\rstarted_at_ms\x18\x06 \x01(\x03R\vstartedAtMs\"\xbe\x02\n" +
+	"\rstarted_at_ms\x18\x06 \x01(\x03R\vstartedAtMs\x12.\n" +
+	"\x13largest_entry_bytes\x18\a \x01(\x04R\x11largestEntryBytes\"\xbe\x02\n" +
 	"\x06Bookie\x12 \n" +
 	"\vincarnation\x18\x01 \x01(\tR\vincarnation\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x12\n" +
