@@ -79,38 +79,48 @@ func (w *Writer) storeAnswers() bool {
 // illegalError is a change of the record that the writer itself must not make.
 type illegalError struct{ error }
 
-// changeDecided gives the core the outcome of the write of a change (E4).
+// changeDecided gives the core the outcome of the write of a change.
 func (w *Writer) changeDecided(next ledger.Metadata, rev meta.Revision, err error) {
 	now := w.c.now()
 	w.mu.Lock()
+	if err == nil {
+		w.c.met.changed()
+	}
+	w.rev = w.core.changeDecided(now, next, w.rev, rev, err)
+	w.settleLocked(now)
+	w.runUnlock(true)
+}
+
+// changeDecided takes the outcome of the write of a change (E4): next stands at
+// revision rev, or err says why it does not. It returns the revision of the record
+// as the writer now knows it, which was old.
+func (c *writerCore) changeDecided(now time.Duration, next ledger.Metadata, old, rev meta.Revision, err error) meta.Revision {
 	var moved *movedError
 	var illegal *illegalError
 	switch {
 	case err == nil:
-		w.c.met.changed()
-		w.rev = rev
-		w.core.changeStored(now, next)
+		c.changeStored(now, next)
+		return rev
 	case errors.As(err, &moved):
-		md, rev, err := stillOurs(moved, &w.core.md)
+		md, movedRev, err := stillOurs(moved, &c.md)
 		if err != nil {
-			w.core.die(err)
+			c.die(err)
 			break
 		}
-		w.rev = rev
-		w.core.neededAt, w.core.wantedAt = now, now
-		w.core.changeDropped(now, md)
+		c.neededAt, c.wantedAt = now, now
+		c.changeDropped(now, md)
+		return movedRev
 	case errors.Is(err, meta.ErrUncertain):
 		// Only Abandon ends the write without an outcome: stay frozen.
 	case errors.As(err, &illegal):
-		w.core.stuck = err
-		w.core.changeDropped(now, w.core.md)
+		c.stuck = err
+		c.changeDropped(now, c.md)
 	default: // surely not written: the store is away or full
-		w.core.changeDropped(now, w.core.md)
-		w.core.neededAt = now + maxStorePause
-		w.core.wantedAt = now + w.c.opts.RefillAfter
+		c.changeDropped(now, c.md)
+		c.neededAt = now + maxStorePause
+		c.wantedAt = now + c.timing.refillAfter
 	}
-	w.settleLocked(now)
-	w.runUnlock(true)
+	return old
 }
 
 // stillOurs decides what it means to a writer, whose record was last, that the

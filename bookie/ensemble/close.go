@@ -76,9 +76,7 @@ func (w *Writer) finishLocked(ctx context.Context) (ledger.Metadata, error) {
 	// Nothing more is acknowledged from here on: a closer that gave up has either
 	// drained or sealed, and takes no more appends.
 	w.recording = true
-	base, rev := w.core.md, w.rev
-	next := base.Clone()
-	next.State, next.LastEntry, next.Length, next.Verify = ledger.Closed, w.core.lac, w.core.lacTotal, base.Verify || w.core.verify()
+	base, rev, next := w.core.md, w.rev, w.core.closed()
 	w.mu.Unlock()
 	md, err := w.writeClosed(ctx, base, next, rev)
 	w.mu.Lock()
@@ -111,16 +109,11 @@ func (w *Writer) writeClosed(ctx context.Context, base, next ledger.Metadata, re
 		case err == nil:
 			return next, nil
 		case errors.As(err, &moved):
-			md, movedRev, err := stillOurs(moved, &base)
-			if errors.Is(err, ledger.ErrClosed) && md.LastEntry == next.LastEntry && md.Length == next.Length {
-				return md, nil
+			md, movedRev, err := closeMoved(moved, &base, &next)
+			if err != nil || md.State == ledger.Closed {
+				return md, err
 			}
-			if err != nil {
-				return ledger.Metadata{}, err
-			}
-			state, last, length, verify := next.State, next.LastEntry, next.Length, next.Verify
-			base, rev, next = md, movedRev, md.Clone()
-			next.State, next.LastEntry, next.Length, next.Verify = state, last, length, verify || md.Verify
+			base, rev = md, movedRev
 			continue
 		case errors.Is(err, meta.ErrUncertain), !errors.Is(err, meta.ErrUnavailable):
 			return ledger.Metadata{}, fmt.Errorf("close ledger %d: %w", w.id, err)
@@ -129,6 +122,31 @@ func (w *Writer) writeClosed(ctx context.Context, base, next ledger.Metadata, re
 			return ledger.Metadata{}, fmt.Errorf("close ledger %d: %w: %w", w.id, err, sleepErr)
 		}
 	}
+}
+
+// closed returns the closing record: the ledger ends at lac (K1).
+func (c *writerCore) closed() ledger.Metadata {
+	md := c.md.Clone()
+	md.State, md.LastEntry, md.Length, md.Verify = ledger.Closed, c.lac, c.lacTotal, c.md.Verify || c.verify()
+	return md
+}
+
+// closeMoved decides what it means to a writer that closes, with next over base,
+// that the record moved on (K2). It returns the record as it stands: closed, by
+// this very write or one that says the same, or still the writer's, and then next
+// was made to fit. Any other outcome is an error.
+func closeMoved(moved *movedError, base, next *ledger.Metadata) (ledger.Metadata, meta.Revision, error) {
+	md, rev, err := stillOurs(moved, base)
+	if errors.Is(err, ledger.ErrClosed) && md.LastEntry == next.LastEntry && md.Length == next.Length {
+		return md, rev, nil
+	}
+	if err != nil {
+		return ledger.Metadata{}, 0, err
+	}
+	state, last, length, verify := next.State, next.LastEntry, next.Length, next.Verify
+	*next = md.Clone()
+	next.State, next.LastEntry, next.Length, next.Verify = state, last, length, verify || md.Verify
+	return md, rev, nil
 }
 
 // quietLocked reports that the record is not being written and the application

@@ -72,18 +72,12 @@ func (c *Client) recoverOnce(ctx context.Context, id ledger.ID, guard []meta.Con
 func (c *Client) beginRecovery(ctx context.Context, id ledger.ID, guard []meta.Cond) (ledger.Metadata, meta.Revision, error) {
 	for {
 		md, rev, err := c.Metadata(ctx, id)
-		switch {
-		case err != nil:
+		if err != nil {
 			return md, 0, err
-		case md.State == ledger.Deleted:
-			return md, 0, fmt.Errorf("ledger %d: %w", id, ledger.ErrDeleted)
-		case md.State == ledger.Closed:
-			return md, rev, nil
 		}
-		next := md.Clone()
-		next.State, next.Term = ledger.InRecovery, md.Term+1
-		if err := ledger.CheckTransition(&md, &next); err != nil {
-			return md, 0, err
+		next, err := recovering(&md)
+		if err != nil || next.State == ledger.Closed {
+			return next, rev, err
 		}
 		rev, err = c.putRecord(ctx, rev, &next, guard, nil)
 		var moved *movedError
@@ -91,6 +85,20 @@ func (c *Client) beginRecovery(ctx context.Context, id ledger.ID, guard []meta.C
 			return next, rev, err
 		}
 	}
+}
+
+// recovering returns the record with which a recovery of md begins; md itself if
+// it is closed.
+func recovering(md *ledger.Metadata) (ledger.Metadata, error) {
+	switch md.State {
+	case ledger.Deleted:
+		return *md, fmt.Errorf("ledger %d: %w", md.ID, ledger.ErrDeleted)
+	case ledger.Closed:
+		return *md, nil
+	}
+	next := md.Clone()
+	next.State, next.Term = ledger.InRecovery, md.Term+1
+	return next, ledger.CheckTransition(md, &next)
 }
 
 // recoveryEvent is a bookie's answer on its way to the core.
@@ -225,20 +233,31 @@ func (c *Client) closeRecovered(ctx context.Context, base, next ledger.Metadata,
 		if !errors.As(err, &moved) {
 			return next, err
 		}
-		md, movedRev, err := decodeRecord(moved.id, moved.now)
-		switch {
-		case err != nil:
-			return next, err
-		case md.State == ledger.Closed:
-			return md, nil
-		case md.State == ledger.Deleted:
-			return next, fmt.Errorf("ledger %d: %w", md.ID, ledger.ErrDeleted)
-		case md.State != ledger.InRecovery || md.Term != base.Term || len(md.Fragments) != len(base.Fragments) ||
-			!ledger.SameFragment(md.Last(), base.Last()):
-			return next, fmt.Errorf("ledger %d: %w", md.ID, errSuperseded)
+		md, movedRev, err := recoveredMoved(moved, &base, &next)
+		if err != nil || md.State == ledger.Closed {
+			return md, err
 		}
-		// Only bookies in older fragments were swapped: keep that.
-		copy(next.Fragments[:len(md.Fragments)-1], md.Clone().Fragments)
 		base, rev = md, movedRev
 	}
+}
+
+// recoveredMoved decides what it means to a recovery that closes, with next over
+// base, that the record moved on. It returns the record as it stands: closed by
+// another, who is right, or with bookies of older fragments swapped, and then
+// next was made to fit. Any other outcome is an error.
+func recoveredMoved(moved *movedError, base, next *ledger.Metadata) (ledger.Metadata, meta.Revision, error) {
+	md, rev, err := decodeRecord(moved.id, moved.now)
+	switch {
+	case err != nil:
+		return *next, 0, err
+	case md.State == ledger.Closed:
+		return md, rev, nil
+	case md.State == ledger.Deleted:
+		return *next, 0, fmt.Errorf("ledger %d: %w", md.ID, ledger.ErrDeleted)
+	case md.State != ledger.InRecovery || md.Term != base.Term || len(md.Fragments) != len(base.Fragments) ||
+		!ledger.SameFragment(md.Last(), base.Last()):
+		return *next, 0, fmt.Errorf("ledger %d: %w", md.ID, errSuperseded)
+	}
+	copy(next.Fragments[:len(md.Fragments)-1], md.Clone().Fragments)
+	return md, rev, nil
 }
