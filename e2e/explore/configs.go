@@ -18,12 +18,12 @@ func Small() []Config {
 }
 
 // limit is how many states of a large world are seen.
-const limit = 300_000
+const limit = 120_000
 
 // Large are worlds of which some are too large to be seen whole.
 func Large() []Config {
 	all := []Config{
-		{Name: "3/2: writer and recoverer", Quorum: q32, Entries: 1, Recoverers: 1, Limit: 3 * limit},
+		{Name: "3/2: writer and recoverer", Quorum: q32, Entries: 1, Recoverers: 1, Limit: 800_000},
 		{Name: "2/2: a request or an answer is lost", Quorum: q22, Entries: 1, Recoverers: 1, Losses: 1},
 		{Name: "3/3: writer and recoverer", Quorum: q33, Entries: 1, Recoverers: 1},
 		{Name: "2/2: one of the bookies replaced by an empty one", Quorum: q22, Spare: 1, Entries: 1, Recoverers: 1, Wipes: 1},

@@ -81,14 +81,11 @@ func (x *search) breadthFirst(first place) {
 	x.Exhaustive = true
 }
 
-// fruitless is how many walks in a row may see nothing new before the search ends.
-const fruitless = 50
-
-// walk goes at random until the limit is used up.
+// walk goes at random until the limit is used up, or until it has made twice as many
+// steps as the search before it.
 func (x *search) walk(first place) {
 	random := rand.New(rand.NewPCG(1, 1))
-	for empty := 0; empty < fruitless && len(x.seen) < x.Limit; empty++ {
-		before := len(x.seen)
+	for end := 3 * x.Transitions; x.Transitions < end && len(x.seen) < x.Limit; {
 		for p := first; p.s != nil; {
 			var chosen place
 			ways := 0
@@ -101,9 +98,6 @@ func (x *search) walk(first place) {
 				return
 			}
 			p = chosen
-		}
-		if len(x.seen) > before {
-			empty = -1
 		}
 	}
 }
