@@ -81,7 +81,7 @@ rules-check: ## break each rule of docs/ledger-protocol.md in a scratch copy, ex
 	$(GO) run ./e2e/cmd/rulescheck
 
 .PHONY: explore
-explore: ## the ledger protocol in every order of events, in small worlds, and what each broken rule loses (5 minutes, 6 GB of memory); EXPLORE_FLAGS=-only=NAME
+explore: ## the ledger protocol in every order of events, in small worlds, and what each broken rule loses (3 minutes, 5 GB of memory); EXPLORE_FLAGS=-only=NAME
 	@$(GO) run ./e2e/cmd/explore $(EXPLORE_FLAGS)
 
 .PHONY: fuzz

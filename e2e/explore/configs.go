@@ -25,7 +25,7 @@ func Large() []Config {
 	all := []Config{
 		{Name: "3/2: writer and recoverer", Quorum: q32, Entries: 1, Recoverers: 1, Limit: 800_000},
 		{Name: "2/2: a request or an answer is lost", Quorum: q22, Entries: 1, Recoverers: 1, Losses: 1},
-		{Name: "3/3: writer and recoverer", Quorum: q33, Entries: 1, Recoverers: 1},
+		{Name: "3/3: writer and recoverer", Quorum: q33, Entries: 1, Recoverers: 1, Limit: 1_600_000},
 		{Name: "2/2: one of the bookies replaced by an empty one", Quorum: q22, Spare: 1, Entries: 1, Recoverers: 1, Wipes: 1},
 		{Name: "2/2: the ledger is deleted meanwhile", Quorum: q22, Entries: 1, Recoverers: 1, Deletes: true},
 		{Name: "2/2: two entries, the writer seals", Quorum: q22, Entries: 2, Recoverers: 1, Seals: true},
@@ -40,7 +40,7 @@ func Large() []Config {
 		{Name: "2/2: a recoverer dies, another goes on", Quorum: q22, Spare: 1, Entries: 2, Recoverers: 2, Deaths: 1},
 		{Name: "3/2: a recoverer dies, another goes on", Quorum: q32, Entries: 2, Recoverers: 2, Deaths: 1},
 		{Name: "2/2: recoverers change bookies, one dies", Quorum: q22, Spare: 1, Entries: 1, Recoverers: 2, Deaths: 1, Downs: 1},
-		{Name: "3/2: a bookie cannot say, recovery tries again", Quorum: q32, Entries: 1, Recoverers: 1, Attempts: 2, Unknowns: 1},
+		{Name: "3/2: a bookie cannot say, recovery tries again", Quorum: q32, Entries: 1, Recoverers: 1, Attempts: 2, Unknowns: 1, Limit: 2_000_000},
 		{Name: "3/2: a recovery waits no longer, and tries again", Quorum: q32, Entries: 1, Recoverers: 1, Attempts: 2, Stalls: 1},
 		{Name: "3/2: one replaced by an empty one, two recoverers", Quorum: q32, Entries: 1, Recoverers: 2, Wipes: 1},
 		{Name: "2/2: deleted while two recover and one dies", Quorum: q22, Entries: 1, Recoverers: 2, Deletes: true, Deaths: 1},
