@@ -34,6 +34,7 @@ func (m *RecoveryMachine) Clone() *RecoveryMachine {
 	c.gen = slices.Clone(c.gen)
 	c.created = slices.Clone(c.created)
 	c.adding = slices.Clone(c.adding)
+	c.failedOut = slices.Clone(c.failedOut)
 	c.window = slices.Clone(c.window)
 	c.crcs = maps.Clone(c.crcs)
 	c.asks = nil
@@ -58,7 +59,7 @@ func (m *WriterMachine) AppendState(dst []byte, now time.Duration) []byte {
 		s := &c.slots[i]
 		e.member(s.member)
 		e.ints(int64(s.gen), int64(s.next), int64(s.waiting), int64(s.health), age(now, s.placed, c.timing.addTimeout))
-		e.bools(s.created, s.definite)
+		e.bools(s.created, s.definite, s.tooLarge != nil)
 		if c.unwell(i) { // set anew when a healthy slot falls ill
 			e.ints(age(now, s.since, max(c.timing.refillAfter, roomPatience)), left(now, s.retryAt), int64(s.backoff))
 		}
@@ -91,6 +92,10 @@ func (m *RecoveryMachine) AppendState(dst []byte) []byte {
 		e.ints(int64(c.cursor[s]), int64(c.gen[s]), int64(c.adding[s]))
 	}
 	e.fragments(c.fragments)
+	e.ints(int64(len(c.failedOut)))
+	for _, m := range c.failedOut {
+		e.member(m)
+	}
 	for _, id := range slices.Sorted(maps.Keys(c.opinions)) {
 		o := c.opinions[id]
 		e.ints(int64(id), int64(o.absent), int64(o.mute))

@@ -18,8 +18,8 @@ func TestMachineStateNamesEveryField(t *testing.T) {
 		of     any
 		fields int
 	}{
-		{writerCore{}, 22}, {pending{}, 8}, {window{}, 3}, {slot{}, 12}, {shortRun{}, 4}, {shortList{}, 1},
-		{recoveryCore{}, 27}, {found{}, 2}, {heard{}, 2}, {ledger.Metadata{}, 15}, {ledger.Envelope{}, 7},
+		{writerCore{}, 22}, {pending{}, 8}, {window{}, 3}, {slot{}, 13}, {shortRun{}, 4}, {shortList{}, 1},
+		{recoveryCore{}, 28}, {found{}, 2}, {heard{}, 2}, {ledger.Metadata{}, 15}, {ledger.Envelope{}, 7},
 	} {
 		if typ := reflect.TypeOf(c.of); typ.NumField() != c.fields {
 			t.Errorf("%v has %d fields, machinestate.go was written for %d", typ, typ.NumField(), c.fields)
