@@ -109,6 +109,10 @@ e2e: ## processes killed 21 times a shape, a broker stopped 10 times, bookies do
 history: ## the history checker against 500 histories, each clean and then spoilt with every anomaly (half a minute; two beside other work)
 	MAGNETAR_HISTORIES=500 $(GO) test -count=1 -run '^TestGenerated' ./e2e/history
 
+.PHONY: sim
+sim: ## whole clusters in one process under faults, a seed each; SEED=1 SEEDS=200 (a second of CPU a seed); a failure names the seed
+	MAGNETAR_SIM_SEED=$(or $(SEED),1) MAGNETAR_SIM_SEEDS=$(or $(SEEDS),$(if $(SEED),1,200)) $(GO) test -count=1 -timeout 12h -run '^TestSeeds' ./e2e/sim
+
 .PHONY: demo
 demo: build ## Go's sources through a cluster with kills, every file checked (80 seconds); DEMO_FLAGS=-rate=N
 	@$(GO) run ./e2e/cmd/demo -dir .run/demo -binary $(BIN)/magnetar $(DEMO_FLAGS)
