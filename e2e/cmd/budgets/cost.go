@@ -19,6 +19,7 @@ const (
 	loggedBytes       = "magnetar_bookie_log_written_bytes_total"
 	coldBytes         = "magnetar_bookie_cold_written_bytes_total"
 	movedBytes        = "magnetar_bookie_moved_bytes_total"
+	writeMessages     = "magnetar_bookie_client_write_messages_total"
 )
 
 // costBatch is what the batches compared have in common, in bytes as sent.
@@ -155,8 +156,13 @@ func (b *budget) compare(ctx context.Context, s settings, c *cluster.Cluster, fi
 		if err != nil {
 			return err
 		}
+		// How much travels at a time is the better part of what a batch costs.
+		writes, err := after.broker.since(before.broker, writeMessages)
+		if err != nil {
+			return err
+		}
 		cost := (after.cpu - before.cpu).Seconds() * 1e6 / (published / (1 << 20))
-		perMiB, details = append(perMiB, cost), append(details, fmt.Sprintf("%.0f (%s)", cost, f.name))
+		perMiB, details = append(perMiB, cost), append(details, fmt.Sprintf("%.0f (%s, %.1f batches a write)", cost, f.name, messages/float64(f.messages)/writes))
 		if written != nil {
 			written.add(logged / published)
 		}
