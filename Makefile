@@ -111,7 +111,7 @@ history: ## the history checker against 500 histories, each clean and then spoil
 
 .PHONY: sim
 sim: ## whole clusters in one process under faults, a seed each; SEED=1 SEEDS=200 (a second of CPU a seed); a failure names the seed
-	MAGNETAR_SIM_SEED=$(or $(SEED),1) MAGNETAR_SIM_SEEDS=$(or $(SEEDS),$(if $(SEED),1,200)) $(GO) test -count=1 -timeout 12h -run '^TestSeeds' ./e2e/sim
+	@set -o pipefail; MAGNETAR_SIM_SEED=$(or $(SEED),1) MAGNETAR_SIM_SEEDS=$(or $(SEEDS),$(if $(SEED),1,200)) $(GO) test -count=1 -timeout 12h -v -run '^TestSeeds$$' ./e2e/sim | grep -v '^ *\(=== \|--- PASS\)'
 
 .PHONY: demo
 demo: build ## Go's sources through a cluster with kills, every file checked (80 seconds); DEMO_FLAGS=-rate=N

@@ -17,7 +17,7 @@ import (
 func TestSeeds(t *testing.T) {
 	first, n := number("MAGNETAR_SIM_SEED", 1), number("MAGNETAR_SIM_SEEDS", 20)
 	total := newCounts()
-	t.Cleanup(func() { fmt.Print(total) })
+	t.Cleanup(func() { t.Logf("%d seeds:\n%v", n, total) })
 	for seed := first; seed < first+n; seed++ {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
@@ -25,6 +25,22 @@ func TestSeeds(t *testing.T) {
 				r := Run(seed, Options{Log: level()})
 				total.merge(r.Counts)
 				total.add("virtual seconds", int(r.Virtual.Seconds()))
+				if len(r.Problems) > 0 {
+					t.Errorf("seed %d:\n%s\nThe journal is in %s.", seed, strings.Join(r.Problems, "\n"), keep(t, r))
+				}
+			})
+		})
+	}
+}
+
+// TestCalm runs clusters to which nothing is done: what goes wrong in them needs no
+// fault to.
+func TestCalm(t *testing.T) {
+	for seed := range uint64(4) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := Run(seed, Options{Calm: true, Log: level()})
 				if len(r.Problems) > 0 {
 					t.Errorf("seed %d:\n%s\nThe journal is in %s.", seed, strings.Join(r.Problems, "\n"), keep(t, r))
 				}
