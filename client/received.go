@@ -76,7 +76,10 @@ func (r *Received) AckCumulative(ctx context.Context) error {
 }
 
 // Nack gives the message back. It is delivered again, to this consumer or another
-// one, after a delay that grows with Redeliveries.
+// one, after a delay that grows with Redeliveries. Brokers do not open batches: with
+// it comes what else of its batch is not acknowledged, and where a subscription is
+// shared, another consumer may get that while this one still holds it. Acknowledge
+// what is done before the delay is over, or publish in smaller batches.
 func (r *Received) Nack() {
 	f := r.feed
 	f.c.mu.Lock()
