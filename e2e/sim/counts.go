@@ -46,10 +46,7 @@ var gathered = map[string]string{
 
 // gather adds the counters of a process that ends.
 func (c *counts) gather(r *prometheus.Registry) {
-	families, err := r.Gather()
-	if err != nil {
-		return // some collectors answer no more once their node is closed
-	}
+	families, _ := r.Gather() // what a closed node does not tell is missing from it, not the rest
 	for _, f := range families {
 		what, ok := gathered[f.GetName()]
 		if !ok {

@@ -16,9 +16,15 @@ import (
 // that is kept is gone, nothing is left in the middle, and, once the cluster has
 // had time to settle, nothing lies about that nobody refers to.
 func (c *cluster) inspect(ctx context.Context) {
-	named := c.namedLedgers(ctx)
+	// All of one revision: else what is trimmed meanwhile looks lost.
+	all, _, err := c.store.Range(ctx, keys.Prefix(), "", 0)
+	if err != nil {
+		c.problem("the metadata cannot be listed: %v", err)
+		return
+	}
+	named, trimmed := c.namedLedgers(all)
 	records := make(map[ledger.ID]ledger.Metadata)
-	c.each(ctx, keys.Ledgers(), func(kv meta.KV) {
+	each(all, keys.Ledgers(), func(kv meta.KV) {
 		id, ok := keys.ParseLedger(kv.Key)
 		if !ok {
 			c.problem("key %s among the ledgers", kv.Key)
@@ -44,7 +50,7 @@ func (c *cluster) inspect(ctx context.Context) {
 				c.problem("ledger %d was deleted long ago, and still owed by %v", id, owed)
 			}
 		case md.State == ledger.Deleted:
-		case by == "":
+		case by == "" && (!trimmed[id] || c.plan.Settle > 0):
 			c.problem("ledger %d is %v, and nobody names it", id, md.State)
 		case md.State == ledger.InRecovery && c.plan.Settle > 0:
 			c.problem("ledger %d of %s is still in recovery", id, by)
@@ -57,35 +63,36 @@ func (c *cluster) inspect(ctx context.Context) {
 }
 
 // each calls f for every key under a prefix.
-func (c *cluster) each(ctx context.Context, prefix string, f func(meta.KV)) {
-	kvs, _, err := c.store.Range(ctx, prefix, "", 0)
-	if err != nil {
-		c.problem("%s cannot be listed: %v", prefix, err)
-	}
+func each(kvs []meta.KV, prefix string, f func(meta.KV)) {
 	for _, kv := range kvs {
-		f(kv)
+		if strings.HasPrefix(kv.Key, prefix) {
+			f(kv)
+		}
 	}
 }
 
 // namedLedgers are those that a topic's chain or a bundle's log keeps, with the
-// key that says so.
-func (c *cluster) namedLedgers(ctx context.Context) map[ledger.ID]string {
-	named := make(map[ledger.ID]string)
+// key that says so, and those that a chain still names as trimmed, about to be
+// deleted.
+func (c *cluster) namedLedgers(all []meta.KV) (named map[ledger.ID]string, trimmed map[ledger.ID]bool) {
+	named, trimmed = make(map[ledger.ID]string), make(map[ledger.ID]bool)
 	name := func(id int64, key string) {
 		if other, twice := named[ledger.ID(id)]; twice {
 			c.problem("ledger %d is named by %s and by %s", id, other, key)
 		}
 		named[ledger.ID(id)] = key
 	}
-	c.each(ctx, strings.TrimSuffix(keys.Chain(0), "0000000000000000/"), func(kv meta.KV) {
+	each(all, strings.TrimSuffix(keys.Chain(0), "0000000000000000/"), func(kv meta.KV) {
 		link := new(metav1.ChainLink)
 		if err := proto.Unmarshal(kv.Value, link); err != nil {
 			c.problem("chain link %s: %v", kv.Key, err)
-		} else if !link.GetTrimmed() {
+		} else if link.GetTrimmed() {
+			trimmed[ledger.ID(link.GetLedger())] = true
+		} else {
 			name(link.GetLedger(), kv.Key)
 		}
 	})
-	c.each(ctx, keys.Bundles(""), func(kv meta.KV) {
+	each(all, keys.Bundles(""), func(kv meta.KV) {
 		if !strings.HasSuffix(kv.Key, "/log") {
 			return
 		}
@@ -97,7 +104,7 @@ func (c *cluster) namedLedgers(ctx context.Context) map[ledger.ID]string {
 			name(s.GetLedger(), kv.Key)
 		}
 	})
-	return named
+	return named, trimmed
 }
 
 // owedByLiving lists the bookies that have not confirmed a deletion and could.
